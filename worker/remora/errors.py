@@ -53,7 +53,7 @@ class CallError(RemoraError):
     """Stable name for programs: the ``reason`` of the google.rpc.ErrorInfo."""
 
 
-class InvalidRequest(CallError):  # noqa: N818 -- the tree reads as verdicts
+class InvalidRequest(CallError):
     """The caller corrects the named fields."""
 
     reason = "ASSIGNMENT_INVALID"
@@ -66,31 +66,31 @@ class InvalidRequest(CallError):  # noqa: N818 -- the tree reads as verdicts
             self.reason = reason  # type: ignore[misc]  # narrowed for one instance
 
 
-class UnknownTaskType(CallError):  # noqa: N818
+class UnknownTaskType(CallError):
     """The caller chooses another worker."""
 
     reason = "TASK_TYPE_NOT_FOUND"
 
 
-class TaskNotFound(CallError):  # noqa: N818
+class TaskNotFound(CallError):
     """Never seen here, or past its retention."""
 
     reason = "TASK_NOT_FOUND"
 
 
-class TaskConflict(CallError):  # noqa: N818
+class TaskConflict(CallError):
     """The key is taken by another definition."""
 
     reason = "TASK_CONFLICT"
 
 
-class Fenced(CallError):  # noqa: N818
+class Fenced(CallError):
     """Another worker holds the task under a higher token."""
 
     reason = "FENCED"
 
 
-class WorkerFull(CallError):  # noqa: N818
+class WorkerFull(CallError):
     """The caller chooses another worker, or comes back later."""
 
     reason = "WORKER_FULL"
@@ -98,41 +98,41 @@ class WorkerFull(CallError):  # noqa: N818
     """Seconds."""
 
 
-class WorkerDraining(CallError):  # noqa: N818
+class WorkerDraining(CallError):
     """The caller chooses another worker."""
 
     reason = "WORKER_DRAINING"
 
 
-class StorageUnavailable(CallError):  # noqa: N818
+class StorageUnavailable(CallError):
     """The disk refuses; nothing was changed. The operator makes room or repairs the disk."""
 
     reason = "STORAGE_UNAVAILABLE"
 
 
-class SessionExpired(CallError):  # noqa: N818
+class SessionExpired(CallError):
     """The worker registers again."""
 
     reason = "SESSION_EXPIRED"
 
 
-class WorkerSuperseded(CallError):  # noqa: N818
+class WorkerSuperseded(CallError):
     """Another process runs under the same worker id."""
 
     reason = "WORKER_SUPERSEDED"
 
 
-class RunNotFound(CallError):  # noqa: N818
+class RunNotFound(CallError):
     """The scheduler does not know the run."""
 
     reason = "RUN_NOT_FOUND"
 
 
-class RunConflict(CallError):  # noqa: N818
+class RunConflict(CallError):
     """The run id is taken by another workflow."""
 
     reason = "RUN_CONFLICT"
 
 
-class IllegalTransition(RemoraError):  # noqa: N818
+class IllegalTransition(RemoraError):
     """A defect: a task was moved where it cannot go."""

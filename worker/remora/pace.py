@@ -46,7 +46,9 @@ class Backoff:
     """Seconds."""
     factor: float = 2.0
 
-    def delay(self, retries: int, *, at_least: float = 0.0, uniform: Callable[[float, float], float] = random.uniform) -> float:
+    def delay(
+        self, retries: int, *, at_least: float = 0.0, uniform: Callable[[float, float], float] = random.uniform
+    ) -> float:
         """Return the seconds to wait after so many failures in a row (0 for the first), never below `at_least`."""
         ceiling = min(self.maximum, self.initial * self.factor ** min(retries, 64))
         return max(at_least, uniform(ceiling / 10, ceiling))

@@ -33,7 +33,7 @@ class FailureKind(StrEnum):
     DENIED = "DENIED"
     """The operator: credentials or permissions are missing."""
     EXHAUSTED = "EXHAUSTED"
-    """The owner of the account: a quota or capacity is used up. Nothing was created; the worker waits and asks again."""
+    """The owner of the account: a quota or capacity is used up. Nothing was created; the worker asks again."""
     TRANSIENT = "TRANSIENT"
     """Nobody: the service was unreachable, busy or throttling. The worker asks again."""
     EXECUTION = "EXECUTION"
@@ -175,7 +175,7 @@ class TaskHandler(ABC, Generic[P, H]):
         """Say who has to act on a foreign error, or None for an error this handler does not know (a defect)."""
 
 
-class InvalidTask(Exception):  # noqa: N818 -- a verdict on the task, not an error of the program
+class InvalidTask(Exception):
     """The parameters cannot work. Raised by :meth:`TaskHandler.prepare` and by validators that need many violations."""
 
     def __init__(self, violations: Mapping[str, str]) -> None:
