@@ -6,14 +6,19 @@ Nothing here reads the time behind the caller's back: a :class:`~remora.plugin.C
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from remora.plugin import Clock
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
 
 
 class SystemClock:
@@ -128,6 +133,73 @@ class Signal:
     def listen(self) -> asyncio.Event:
         """Return what the next notification sets."""
         return self._event
+
+
+class Timetable(Generic[K]):
+    """Keys and when they are due. Each key stands in it once; setting it again moves it."""
+
+    def __init__(self, clock: Clock) -> None:
+        """Start empty. Times are those of ``clock.monotonic()``."""
+        self._clock = clock
+        self._due: dict[K, float] = {}
+        # Entries that were moved or removed stay in the heap until they come up.
+        self._heap: list[tuple[float, int, K]] = []
+        self._count = itertools.count()
+        self._sooner = Signal()
+
+    def set(self, key: K, delay: float) -> None:
+        """Make a key due so many seconds from now."""
+        due = self._clock.monotonic() + delay
+        self._due[key] = due
+        heapq.heappush(self._heap, (due, next(self._count), key))
+        if self._heap[0][2] == key:
+            self._sooner.notify()
+
+    def discard(self, key: K) -> None:
+        """Take a key out."""
+        self._due.pop(key, None)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._due
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    async def take(self, limit: int = 1000, *, ahead: float = 0.0) -> list[K]:
+        """Wait until a key is due; take it and others that are due by so many seconds from now, soonest first."""
+        while True:
+            sooner = self._sooner.listen()
+            self._tidy()
+            if not self._heap:
+                await sooner.wait()
+                continue
+            left = self._heap[0][0] - self._clock.monotonic()
+            if left <= 0:
+                return self._pop(limit, self._clock.monotonic() + ahead)
+            await wait_for(sooner, left, self._clock)
+
+    def _pop(self, limit: int, until: float) -> list[K]:
+        taken: list[K] = []
+        while len(taken) < limit and self._heap and self._heap[0][0] <= until:
+            _, _, key = heapq.heappop(self._heap)
+            del self._due[key]
+            taken.append(key)
+            self._tidy()
+        return taken
+
+    def _tidy(self) -> None:
+        while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+
+
+async def completed(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end what must not stop half way, even when the caller is cancelled; then tell the caller."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 async def wait_for(event: asyncio.Event, seconds: float, clock: Clock) -> bool:

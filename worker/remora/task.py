@@ -51,6 +51,15 @@ class TaskState(StrEnum):
 FINAL_STATES = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.RELEASED})
 
 
+class Step(StrEnum):
+    """What the engine does next for a task."""
+
+    SUBMIT = "SUBMIT"
+    STOP = "STOP"
+    OBSERVE = "OBSERVE"
+    NOTHING = "NOTHING"
+
+
 class StopCause(StrEnum):
     """Why a task was asked to end."""
 
@@ -118,6 +127,15 @@ class TaskRecord:
         return None if self.timeout is None else self.created_at + self.timeout
 
 
+def next_step(record: TaskRecord) -> Step:
+    """Decide what is to be done now. A job that may exist is found before it is stopped."""
+    if record.state in (TaskState.ACCEPTED, TaskState.SUBMITTING):
+        return Step.SUBMIT
+    if record.state is TaskState.RUNNING:
+        return Step.OBSERVE if record.stop is None else Step.STOP
+    return Step.NOTHING
+
+
 def fingerprint(definition: TaskDefinition) -> str:
     """Return a digest that two definitions share only if they ask for the same thing. The name does not count."""
     content = [
@@ -156,9 +174,12 @@ def tombstone(key: TaskKey, door: str, stop: Stop, *, fencing_token: int) -> Tas
     )
 
 
-def reassigned(record: TaskRecord, fencing_token: int, *, now: float) -> TaskRecord:
-    """Hold the same task under a higher token. A released task must be accepted anew instead."""
-    return _next(record, now, fencing_token=max(record.fencing_token, fencing_token))
+def reassigned(record: TaskRecord, assignment: Assignment, *, handle: str, now: float) -> TaskRecord:
+    """Hold the same task under a higher token. One that was released is ours again: its job is found by its name."""
+    base = replace(record, door=assignment.door, fencing_token=assignment.fencing_token)
+    if record.state is not TaskState.RELEASED:
+        return _next(base, now)
+    return _next(base, now, state=TaskState.SUBMITTING, handle=handle, finished_at=None, detail="taken back")
 
 
 def submitting(record: TaskRecord, *, now: float) -> TaskRecord:
@@ -170,6 +191,8 @@ def submitting(record: TaskRecord, *, now: float) -> TaskRecord:
 def refused(record: TaskRecord, failure: Failure, *, now: float) -> TaskRecord:
     """The service said that it created nothing, and may create it later."""
     _require(record, TaskState.SUBMITTING)
+    if record.stop is not None:
+        return _stopped(record, record.stop, None, now)
     return _next(record, now, state=TaskState.ACCEPTED, detail=f"waiting: {failure.message}")
 
 
@@ -210,6 +233,11 @@ def observed(record: TaskRecord, observation: Observation[Any], *, handle: str, 
         return _stopped(base, record.stop, observation.failure, now)
     failure = observation.failure or Failure(kind=FailureKind.EXECUTION, code=observation.state, message=detail)
     return failed(base, failure, now=now)
+
+
+def log_read(record: TaskRecord, cursor: str, *, now: float) -> TaskRecord:
+    """The remote job's own log was read up to here."""
+    return record if record.log_cursor == cursor else _next(record, now, log_cursor=cursor)
 
 
 def failed(record: TaskRecord, failure: Failure, *, now: float) -> TaskRecord:
@@ -272,4 +300,11 @@ def _require(record: TaskRecord, *states: TaskState) -> None:
 
 
 def _text(outputs: Mapping[str, JsonValue] | None) -> str:
-    return "" if outputs is None else json.dumps(outputs, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    if outputs is None:
+        return ""
+    text = json.dumps(outputs, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    size = len(text.encode())
+    if size <= MAX_JSON_BYTES:
+        return text
+    # The job did what it should: that stands, and what it produced can be found by its handle.
+    return json.dumps({"error": f"the outputs have {size} bytes, more than the {MAX_JSON_BYTES} that are kept"})
