@@ -16,7 +16,7 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -79,7 +79,7 @@ class Database:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, path: Path, *, migrations: Sequence[str]) -> AsyncIterator[Database]:
+    async def open(cls, path: Path, *, migrations: Sequence[str]) -> AsyncGenerator[Database]:
         """Open or create the file and bring its schema up to date; write everything that waits on exit.
 
         Each migration is a script that takes the schema from its index to the next version (``PRAGMA user_version``).
@@ -227,7 +227,7 @@ def _deliver(writes: Sequence[_Write]) -> None:
 
 
 @contextlib.contextmanager
-def lock_directory(directory: Path) -> Iterator[None]:
+def lock_directory(directory: Path) -> Generator[None]:
     """Hold a directory for this process alone.
 
     Raises:

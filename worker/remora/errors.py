@@ -7,6 +7,7 @@
     │   └── NewerSchemaError     the data directory was written by a newer version
     ├── CallError                the answer to a call; maps to one google.rpc.Status each
     │   ├── InvalidRequest       the caller corrects the named fields
+    │   ├── TokenInvalid         the caller's operator corrects the token
     │   ├── UnknownTaskType      the caller chooses another worker
     │   ├── TaskNotFound         never seen here, or past its retention
     │   ├── TaskConflict         the key is taken by another definition
@@ -64,6 +65,12 @@ class InvalidRequest(CallError):
         self.violations = dict(violations)
         if reason is not None:
             self.reason = reason  # type: ignore[misc]  # narrowed for one instance
+
+
+class TokenInvalid(CallError):
+    """The bearer token is missing or wrong. The caller stops; its operator corrects the token."""
+
+    reason = "TOKEN_INVALID"
 
 
 class UnknownTaskType(CallError):

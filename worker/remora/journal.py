@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -70,7 +70,7 @@ class Journal:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, path: Path, clock: Clock) -> AsyncIterator[Journal]:
+    async def open(cls, path: Path, clock: Clock) -> AsyncGenerator[Journal]:
         """Open or create the journal. Raises as :meth:`remora.database.Database.open`."""
         async with Database.open(path, migrations=_MIGRATIONS) as database:
             journal_id, change = await database.write(_identify)

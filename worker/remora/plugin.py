@@ -241,6 +241,8 @@ class Plugin(ABC):
 
     name: ClassVar[str]
     """Its properties are ``plugin.<name>.*``."""
+    prefixes: ClassVar[Sequence[str]] = ()
+    """Further prefixes of which every property is the plugin's, so that an unknown one is an error."""
     settings: type[BaseModel]
     """Frozen pydantic model. Each field's alias choices are the full property keys it is read from, best first;
     secrets are :class:`pydantic.SecretStr`."""

@@ -147,14 +147,14 @@ def fingerprint(definition: TaskDefinition) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def accepted(assignment: Assignment, *, handle: str, now: float) -> TaskRecord:
+def accepted(assignment: Assignment, handle: str, now: float) -> TaskRecord:
     """Return the first record of a task whose job is named and may now be created."""
     return replace(_born(assignment, now), state=TaskState.ACCEPTED, handle=handle)
 
 
-def born_failed(assignment: Assignment, failure: Failure, *, now: float) -> TaskRecord:
+def born_failed(assignment: Assignment, failure: Failure, now: float) -> TaskRecord:
     """Return the first and last record of a task that cannot work."""
-    return replace(_born(assignment, now), state=TaskState.FAILED, failure=failure, finished_at=now)
+    return replace(_born(assignment, now), state=TaskState.FAILED, failure=failure, finished_at=now, detail="refused")
 
 
 def tombstone(key: TaskKey, door: str, stop: Stop, *, fencing_token: int) -> TaskRecord:
@@ -174,7 +174,7 @@ def tombstone(key: TaskKey, door: str, stop: Stop, *, fencing_token: int) -> Tas
     )
 
 
-def reassigned(record: TaskRecord, assignment: Assignment, *, handle: str, now: float) -> TaskRecord:
+def reassigned(record: TaskRecord, assignment: Assignment, handle: str, now: float) -> TaskRecord:
     """Hold the same task under a higher token. One that was released is ours again: its job is found by its name."""
     base = replace(record, door=assignment.door, fencing_token=assignment.fencing_token)
     if record.state is not TaskState.RELEASED:
@@ -182,13 +182,13 @@ def reassigned(record: TaskRecord, assignment: Assignment, *, handle: str, now: 
     return _next(base, now, state=TaskState.SUBMITTING, handle=handle, finished_at=None, detail="taken back")
 
 
-def submitting(record: TaskRecord, *, now: float) -> TaskRecord:
+def submitting(record: TaskRecord, now: float) -> TaskRecord:
     """From here on the remote job may exist."""
     _require(record, TaskState.ACCEPTED, TaskState.SUBMITTING)
     return _next(record, now, state=TaskState.SUBMITTING, detail="creating the job")
 
 
-def refused(record: TaskRecord, failure: Failure, *, now: float) -> TaskRecord:
+def refused(record: TaskRecord, failure: Failure, now: float) -> TaskRecord:
     """The service said that it created nothing, and may create it later."""
     _require(record, TaskState.SUBMITTING)
     if record.stop is not None:
@@ -196,13 +196,13 @@ def refused(record: TaskRecord, failure: Failure, *, now: float) -> TaskRecord:
     return _next(record, now, state=TaskState.ACCEPTED, detail=f"waiting: {failure.message}")
 
 
-def running(record: TaskRecord, handle: str, *, now: float) -> TaskRecord:
+def running(record: TaskRecord, handle: str, now: float) -> TaskRecord:
     """The remote job exists."""
     _require(record, TaskState.SUBMITTING)
     return _next(record, now, state=TaskState.RUNNING, handle=handle, started_at=now, detail="started")
 
 
-def noted(record: TaskRecord, detail: str, *, now: float) -> TaskRecord:
+def noted(record: TaskRecord, detail: str, now: float) -> TaskRecord:
     """Something worth saying, no move. The same record where it says so already."""
     return record if record.detail == detail else _next(record, now, detail=detail)
 
@@ -232,15 +232,15 @@ def observed(record: TaskRecord, observation: Observation[Any], *, handle: str, 
     if observation.state is JobState.STOPPED and record.stop is not None:
         return _stopped(base, record.stop, observation.failure, now)
     failure = observation.failure or Failure(kind=FailureKind.EXECUTION, code=observation.state, message=detail)
-    return failed(base, failure, now=now)
+    return failed(base, failure, now)
 
 
-def log_read(record: TaskRecord, cursor: str, *, now: float) -> TaskRecord:
+def log_read(record: TaskRecord, cursor: str, now: float) -> TaskRecord:
     """The remote job's own log was read up to here."""
     return record if record.log_cursor == cursor else _next(record, now, log_cursor=cursor)
 
 
-def failed(record: TaskRecord, failure: Failure, *, now: float) -> TaskRecord:
+def failed(record: TaskRecord, failure: Failure, now: float) -> TaskRecord:
     """The task cannot succeed."""
     if record.state.final:
         msg = f"{record.key} is {record.state} and cannot fail"
@@ -248,7 +248,7 @@ def failed(record: TaskRecord, failure: Failure, *, now: float) -> TaskRecord:
     return _next(record, now, state=TaskState.FAILED, failure=failure, finished_at=now)
 
 
-def released(record: TaskRecord, *, now: float) -> TaskRecord:
+def released(record: TaskRecord, now: float) -> TaskRecord:
     """Another worker has the task. The remote job goes on."""
     if record.state is TaskState.RELEASED:
         return record
