@@ -1,0 +1,438 @@
+"""Pipeline executions: start, look, stop, retry, answer callbacks.
+
+Assumptions where the documentation of SageMaker is silent:
+
+- A ClientRequestToken that comes again with another request is a ConflictException.
+- Stopping an execution that has ended is a ValidationException, with the words of the service; stopping one that is
+  stopping already is accepted.
+- Retrying is refused with a ValidationException unless the execution is Failed or Stopped.
+- When a step fails, the steps that are running go on to their end and no other starts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from remora_sagemaker.simulator import parameters
+from remora_sagemaker.simulator.expressions import UNKNOWN, Lookup
+from remora_sagemaker.simulator.naming import short_id
+from remora_sagemaker.simulator.paging import created_between, page
+from remora_sagemaker.simulator.pipelines import Pipeline, Version, refuse_alias
+from remora_sagemaker.simulator.planning import History, make_plan
+from remora_sagemaker.simulator.protocol import ApiError, Handler, not_found, validation_error
+from remora_sagemaker.simulator.scenario import Scenario, parse_scenario
+from remora_sagemaker.simulator.shapes import JsonObject, Unmodelled
+from remora_sagemaker.simulator.timeline import CallbackAnswer, Plan, Run, StepRun, Timeline, play
+
+if TYPE_CHECKING:
+    from remora_sagemaker.simulator.clock import SimulatedClock
+    from remora_sagemaker.simulator.pipelines import Pipelines
+
+FAILURE_REASON = "Step failure: One or multiple steps failed."
+"""What SageMaker says of every execution of which a step failed; the steps have the reasons."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Execution:
+    """One execution and everything that was asked of it."""
+
+    id: str
+    arn: str
+    pipeline: Pipeline
+    sequence: int
+    created_at: float
+    modified_at: float
+    request: JsonObject
+    """The start."""
+    version: Version
+    values: Mapping[str, parameters.Value]
+    """Of the parameters."""
+    parameters_key: str
+    """The same for executions with the same values."""
+    scenario: Scenario
+    plan: Plan
+    runs: tuple[Run, ...]
+    reused_from: Execution | None
+    """The execution whose results are used again."""
+    updates: JsonObject = field(default_factory=dict[str, Any])
+    """What UpdatePipelineExecution changed."""
+    answers: dict[tuple[str, int], CallbackAnswer] = field(default_factory=dict[tuple[str, int], CallbackAnswer])
+    tokens: dict[str, str] = field(default_factory=dict[str, str])
+    """The operation that each ClientRequestToken was used for, besides the start."""
+    replays: int = 0
+    """How often the start came again with the same token."""
+    _timeline: Timeline | None = None
+
+    @property
+    def token(self) -> str:
+        """The ClientRequestToken of the start."""
+        return self.request["ClientRequestToken"]
+
+    @property
+    def shown(self) -> JsonObject:
+        """The request of the start with what was changed since."""
+        return {**self.request, **self.updates} if self.updates else self.request
+
+    @property
+    def timeline(self) -> Timeline:
+        """Its course, past and future."""
+        if self._timeline is None:
+            self._timeline = play(self.plan, self.runs, self.answers)
+        return self._timeline
+
+    def change(self, now: float, *, runs: tuple[Run, ...] | None = None) -> None:
+        """Take note of a request that changes the course."""
+        self.runs = self.runs if runs is None else runs
+        self.modified_at = now
+        self._timeline = None
+
+    def status(self, now: float) -> str:
+        """Return the PipelineExecutionStatus."""
+        status = self.timeline.status(now)
+        return Unmodelled(status) if self.plan.status and self.timeline.is_over(now) else status
+
+    def failure_reason(self, now: float) -> str:
+        """Return the FailureReason, or "" while there is none."""
+        return FAILURE_REASON if self.status(now) == "Failed" else ""
+
+    def callback_token(self, step_run: StepRun) -> str:
+        """Return the token that answers a callback step."""
+        return short_id(self.arn, step_run.step.name, step_run.attempt, "callback", length=10)
+
+    def lookup(self, reference: str) -> object:
+        """Return the value of a reference to a parameter or to the execution."""
+        return _lookup(self.pipeline, self.arn, self.created_at, self.values)(reference)
+
+
+class Executions:
+    """The executions of all pipelines."""
+
+    def __init__(self, pipelines: Pipelines, clock: SimulatedClock) -> None:
+        """Start with none."""
+        self._pipelines = pipelines
+        self._clock = clock
+        self._executions: dict[str, Execution] = {}
+        self._by_id: dict[str, Execution] = {}
+        self._running: list[Execution] = []
+        self._sequence = itertools.count()
+        self.quota: int | None = None
+        """How many may run at once in the account; None: any number."""
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """Return the operations."""
+        return {
+            "StartPipelineExecution": self.start,
+            "DescribePipelineExecution": self.describe,
+            "UpdatePipelineExecution": self.update,
+            "StopPipelineExecution": self.stop,
+            "RetryPipelineExecution": self.retry,
+            "ListPipelineExecutions": self.list,
+            "DescribePipelineDefinitionForExecution": self.describe_definition,
+            "ListPipelineParametersForExecution": self.list_parameters,
+            "SendPipelineExecutionStepSuccess": self.send_success,
+            "SendPipelineExecutionStepFailure": self.send_failure,
+        }
+
+    def __iter__(self) -> Iterator[Execution]:
+        return iter(self._executions.values())
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._executions.clear()
+        self._by_id.clear()
+        self._running.clear()
+
+    def find(self, arn: str) -> Execution:
+        """Return an execution, or raise ApiError."""
+        execution = self._executions.get(arn)
+        if execution is None or not self._pipelines.has(execution.pipeline):
+            raise not_found(f"Pipeline execution with ARN {arn} does not exist.")
+        return execution
+
+    def by_id(self, identifier: str) -> Execution | None:
+        """Return the execution with an id, the last part of its ARN."""
+        return self._by_id.get(identifier)
+
+    def start(self, request: JsonObject) -> JsonObject:
+        """StartPipelineExecution."""
+        pipeline = self._pipelines.find(request["PipelineName"])
+        request = {**request, "PipelineName": pipeline.name}
+        known = pipeline.by_token.get(request["ClientRequestToken"])
+        if known is not None:
+            if known.request != request:
+                raise _token_conflict(request)
+            known.replays += 1
+            return {"PipelineExecutionArn": known.arn}
+        execution = self._create(pipeline, request)
+        self._require_capacity()
+        goes, _ = pipeline.latest.get(execution.parameters_key, (0, None))
+        pipeline.latest[execution.parameters_key] = goes + 1, execution
+        pipeline.executions.append(execution)
+        pipeline.by_token[execution.token] = execution
+        self._executions[execution.arn] = execution
+        self._by_id[execution.id] = execution
+        self._running.append(execution)
+        return {"PipelineExecutionArn": execution.arn}
+
+    def _create(self, pipeline: Pipeline, request: JsonObject) -> Execution:
+        refuse_alias(request)
+        version = pipeline.version(request.get("PipelineVersionId"))
+        selection: JsonObject = request.get("SelectiveExecutionConfig", {})
+        if "SourcePipelineExecutionArn" in selection:
+            self.find(selection["SourcePipelineExecutionArn"])
+        now = self._clock.now()
+        identifier = short_id(pipeline.arn, request["ClientRequestToken"])
+        arn = f"{pipeline.arn}/execution/{identifier}"
+        try:
+            values = parameters.bind(version.definition.parameters, request.get("PipelineParameters", ()))
+            scenario = parse_scenario(values)
+            parameters_key = json.dumps(values, sort_keys=True)
+            goes, previous = pipeline.latest.get(parameters_key, (0, None))
+            plan = make_plan(
+                version.definition,
+                scenario,
+                _lookup(pipeline, arn, now, values),
+                selected={each["StepName"] for each in selection.get("SelectedSteps", ())},
+                history=History(goes=goes, succeeded=_succeeded(previous, now)),
+            )
+        except ValueError as error:
+            raise validation_error(str(error)) from None
+        return Execution(
+            id=identifier,
+            arn=arn,
+            pipeline=pipeline,
+            sequence=next(self._sequence),
+            created_at=now,
+            modified_at=now,
+            request=request,
+            version=version,
+            values=values,
+            parameters_key=parameters_key,
+            scenario=scenario,
+            plan=plan,
+            runs=(Run(started_at=now, parallelism=_parallelism(request, pipeline.request)),),
+            reused_from=previous if plan.reused else None,
+        )
+
+    def describe(self, request: JsonObject) -> JsonObject:
+        """DescribePipelineExecution."""
+        execution = self.find(request["PipelineExecutionArn"])
+        now = self._clock.now()
+        shown = execution.shown
+        answer: JsonObject = {
+            "PipelineArn": execution.pipeline.arn,
+            "PipelineExecutionArn": execution.arn,
+            "PipelineExecutionDisplayName": _display_name(execution),
+            "PipelineExecutionStatus": execution.status(now),
+            "CreationTime": execution.created_at,
+            "LastModifiedTime": _modified(execution, now),
+            "CreatedBy": {},
+            "LastModifiedBy": {},
+            "PipelineVersionId": execution.version.number,
+        }
+        for member in ("PipelineExecutionDescription", "ParallelismConfiguration", "SelectiveExecutionConfig"):
+            if member in shown:
+                answer[member] = shown[member]
+        reason = execution.failure_reason(now)
+        if reason:
+            answer["FailureReason"] = reason
+        return answer
+
+    def update(self, request: JsonObject) -> JsonObject:
+        """UpdatePipelineExecution: its name, description and parallelism."""
+        execution = self.find(request["PipelineExecutionArn"])
+        now = self._clock.now()
+        runs = execution.runs
+        if "ParallelismConfiguration" in request and not execution.timeline.is_over(now):
+            runs = (*runs[:-1], replace(runs[-1], parallelism=_parallelism(request)))
+        changes = {name: value for name, value in request.items() if name != "PipelineExecutionArn"}
+        execution.updates = {**execution.updates, **changes}
+        execution.change(now, runs=runs)
+        return {"PipelineExecutionArn": execution.arn}
+
+    def stop(self, request: JsonObject) -> JsonObject:
+        """StopPipelineExecution."""
+        execution = self.find(request["PipelineExecutionArn"])
+        if not self._is_repeated(execution, "Stop", request):
+            now = self._clock.now()
+            if execution.timeline.is_over(now):
+                raise validation_error(
+                    f"Pipeline execution with ARN {execution.arn} has the status {execution.status(now)}. "
+                    "Only pipelines with 'Executing' status can be stopped."
+                )
+            if execution.runs[-1].stopped_at == math.inf:
+                execution.change(now, runs=(*execution.runs[:-1], replace(execution.runs[-1], stopped_at=now)))
+            execution.tokens[request["ClientRequestToken"]] = "Stop"
+        return {"PipelineExecutionArn": execution.arn}
+
+    def retry(self, request: JsonObject) -> JsonObject:
+        """RetryPipelineExecution: goes on from the steps that failed or were stopped."""
+        execution = self.find(request["PipelineExecutionArn"])
+        if not self._is_repeated(execution, "Retry", request):
+            now = self._clock.now()
+            status = execution.status(now)
+            if status not in {"Failed", "Stopped"}:
+                raise validation_error(
+                    f"Pipeline execution with ARN {execution.arn} has the status {status}. "
+                    "Only pipelines with 'Failed' or 'Stopped' status can be retried."
+                )
+            self._require_capacity()
+            run = Run(started_at=now, parallelism=_parallelism(request, execution.shown, execution.pipeline.request))
+            execution.change(now, runs=(*execution.runs, run))
+            execution.tokens[request["ClientRequestToken"]] = "Retry"
+            self._running.append(execution)
+        return {"PipelineExecutionArn": execution.arn}
+
+    def list(self, request: JsonObject) -> JsonObject:
+        """ListPipelineExecutions."""
+        refuse_alias(request)
+        pipeline = self._pipelines.find(request["PipelineName"])
+        now = self._clock.now()
+        by_arn = request.get("SortBy") == "PipelineExecutionArn"
+        chosen, more = page(
+            (each for each in pipeline.executions if created_between(each.created_at, request)),
+            request,
+            scope=f"ListPipelineExecutions/{pipeline.name}/{request.get('SortBy')}",
+            key=lambda each: (each.arn,) if by_arn else (each.created_at, each.sequence),
+        )
+        return {"PipelineExecutionSummaries": [_summary(execution, now) for execution in chosen], **more}
+
+    def describe_definition(self, request: JsonObject) -> JsonObject:
+        """DescribePipelineDefinitionForExecution."""
+        execution = self.find(request["PipelineExecutionArn"])
+        return {"PipelineDefinition": execution.version.text, "CreationTime": execution.created_at}
+
+    def list_parameters(self, request: JsonObject) -> JsonObject:
+        """ListPipelineParametersForExecution: those that were given and the defaults of the others."""
+        execution = self.find(request["PipelineExecutionArn"])
+        chosen, more = page(
+            execution.values,
+            request,
+            scope=f"ListPipelineParametersForExecution/{execution.arn}",
+            key=lambda name: (name,),
+            default_order="Ascending",
+        )
+        return {
+            "PipelineParameters": [{"Name": name, "Value": _text(execution.values[name])} for name in chosen],
+            **more,
+        }
+
+    def send_success(self, request: JsonObject) -> JsonObject:
+        """SendPipelineExecutionStepSuccess."""
+        outputs = request.get("OutputParameters", ())
+        return self._answer(request, CallbackAnswer(at=self._clock.now(), succeeded=True, outputs=outputs))
+
+    def send_failure(self, request: JsonObject) -> JsonObject:
+        """SendPipelineExecutionStepFailure."""
+        reason = request.get("FailureReason", "")
+        return self._answer(request, CallbackAnswer(at=self._clock.now(), succeeded=False, reason=reason))
+
+    def _answer(self, request: JsonObject, answer: CallbackAnswer) -> JsonObject:
+        execution, step_run = self._callback(request["CallbackToken"], answer.at)
+        key = step_run.step.name, step_run.attempt
+        earlier = execution.answers.get(key)
+        if earlier is None:
+            execution.answers[key] = answer
+            execution.change(answer.at)
+        elif replace(earlier, at=answer.at) != answer:
+            raise ApiError("ConflictException", f"The callback of step '{step_run.step.name}' was answered already.")
+        return {"PipelineExecutionArn": execution.arn}
+
+    def _callback(self, token: str, now: float) -> tuple[Execution, StepRun]:
+        for execution in self._executions.values():
+            for step_run in execution.timeline.visible(now):
+                if step_run.step.type == "Callback" and execution.callback_token(step_run) == token:
+                    return execution, step_run
+        raise not_found(f"No callback step has the token '{token}'.")
+
+    def _is_repeated(self, execution: Execution, operation: str, request: JsonObject) -> bool:
+        used_for = execution.tokens.get(request["ClientRequestToken"], operation)
+        if used_for != operation:
+            raise _token_conflict(request)
+        return request["ClientRequestToken"] in execution.tokens
+
+    def _require_capacity(self) -> None:
+        if self.quota is None:
+            return
+        now = self._clock.now()
+        self._running = [execution for execution in self._running if not execution.timeline.is_over(now)]
+        if len(self._running) >= self.quota:
+            raise ApiError(
+                "ResourceLimitExceeded",
+                "The account-level service limit 'Number of concurrent pipeline executions' is "
+                f"{self.quota} Executions, with current utilization of {len(self._running)} Executions and a request "
+                "delta of 1 Executions. Please use AWS Service Quotas to request an increase for this quota.",
+            )
+
+
+def _lookup(pipeline: Pipeline, arn: str, created_at: float, values: Mapping[str, parameters.Value]) -> Lookup:
+    def look(reference: str) -> object:
+        kind, _, name = reference.partition(".")
+        if kind == "Parameters":
+            return values.get(name, UNKNOWN)
+        facts = {
+            "Execution.PipelineName": pipeline.name,
+            "Execution.PipelineArn": pipeline.arn,
+            "Execution.PipelineExecutionArn": arn,
+            "Execution.PipelineExecutionId": arn.rpartition("/")[2],
+            "Execution.StartDateTime": datetime.fromtimestamp(created_at, UTC).isoformat(),
+        }
+        return facts.get(reference, UNKNOWN)
+
+    return look
+
+
+def _succeeded(previous: Execution | None, now: float) -> set[str]:
+    if previous is None:
+        return set()
+    return {run.step.name for run in previous.timeline.steps if run.end <= now and run.outcome == "Succeeded"}
+
+
+def _token_conflict(request: Mapping[str, Any]) -> ApiError:
+    token = request["ClientRequestToken"]
+    return ApiError("ConflictException", f"The ClientRequestToken '{token}' was used with another request.")
+
+
+def _parallelism(*requests: Mapping[str, Any]) -> float:
+    """Return how many steps may run at once; the first request that says so decides."""
+    for request in requests:
+        if "ParallelismConfiguration" in request:
+            return request["ParallelismConfiguration"]["MaxParallelExecutionSteps"]
+    return math.inf
+
+
+def _display_name(execution: Execution) -> str:
+    generated = f"execution-{int(execution.created_at * 1000)}"
+    return execution.shown.get("PipelineExecutionDisplayName", generated)
+
+
+def _modified(execution: Execution, now: float) -> float:
+    moments = [moment for step in execution.timeline.steps for moment in (step.start, step.end) if moment <= now]
+    if execution.timeline.end <= now:
+        moments.append(execution.timeline.end)
+    return max(execution.modified_at, *moments, execution.created_at)
+
+
+def _summary(execution: Execution, now: float) -> JsonObject:
+    summary: JsonObject = {
+        "PipelineExecutionArn": execution.arn,
+        "StartTime": execution.created_at,
+        "PipelineExecutionStatus": execution.status(now),
+        "PipelineExecutionDisplayName": _display_name(execution),
+    }
+    if "PipelineExecutionDescription" in execution.shown:
+        summary["PipelineExecutionDescription"] = execution.shown["PipelineExecutionDescription"]
+    reason = execution.failure_reason(now)
+    if reason:
+        summary["PipelineExecutionFailureReason"] = reason
+    return summary
+
+
+def _text(value: parameters.Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

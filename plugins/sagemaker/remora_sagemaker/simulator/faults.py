@@ -1,0 +1,220 @@
+"""What goes wrong on purpose: errors, delays, lost answers, held requests, throttling."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from remora_sagemaker.simulator.protocol import ApiError, service_model
+
+if TYPE_CHECKING:
+    from remora_sagemaker.simulator.clock import SimulatedClock
+
+ANY = "*"
+"""Every operation."""
+
+_STATUS: Mapping[str, int] = {"InternalFailure": 500, "InternalServerError": 500, "ServiceUnavailable": 503}
+
+
+class ConnectionLost(Exception):  # noqa: N818 -- an event, not an error of the program
+    """The connection is to be reset instead of answered."""
+
+
+class Fault(BaseModel):
+    """Something that goes wrong with a request. Several effects come in the order: latency, hold, error or reset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    operation: str = ANY
+    """The operation that is hit, or ``*``."""
+    contains: str = ""
+    """Only requests whose body contains this text are hit."""
+    times: Annotated[int, Field(ge=1)] | None = 1
+    """How many requests are hit; None: all, until the faults are cleared."""
+    when: Literal["before", "after"] = "before"
+    """Before the operation takes effect, or after it did: then the answer is lost or late."""
+    latency: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Real seconds that the request waits."""
+    hold: str = ""
+    """The request waits until this name is released."""
+    error: str = ""
+    """Code of the error that is answered, for example ``ThrottlingException``."""
+    message: str = ""
+    """Of the error."""
+    status: Annotated[int, Field(ge=400, le=599)] | None = None
+    """HTTP status of the error; the default goes by the code, and is 400 for most."""
+    reset: bool = False
+    """The connection is reset and nothing is answered."""
+
+    @field_validator("operation")
+    @classmethod
+    def _is_known(cls, operation: str) -> str:
+        if operation != ANY and operation not in service_model().operation_names:
+            raise ValueError(f"SageMaker has no operation '{operation}'")
+        return operation
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Fault:
+        if not (self.latency or self.hold or self.error or self.reset):
+            raise ValueError("a fault has at least one of: latency, hold, error, reset")
+        if self.error and self.reset:
+            raise ValueError("a fault has an error or a reset, not both")
+        return self
+
+
+@dataclass(slots=True)
+class _Armed:
+    fault: Fault
+    left: float
+
+
+class Faults:
+    """The faults that are waiting for a request, and the requests that are held."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._armed: list[_Armed] = []
+        self._holds: dict[str, asyncio.Event] = {}
+        self._waiting = Counter[str]()
+        self._arrival = asyncio.Event()
+        self.served = Counter[str]()
+        """How many requests were hit, by operation."""
+
+    def add(self, *faults: Fault) -> None:
+        """Arm faults. Of those that fit a request, the one that was armed first hits it, alone."""
+        self._armed.extend(_Armed(fault, float("inf") if fault.times is None else fault.times) for fault in faults)
+
+    def clear(self) -> None:
+        """Disarm all and let every held request go."""
+        self._armed.clear()
+        for name in list(self._holds):
+            self.release(name)
+
+    @property
+    def armed(self) -> Sequence[Fault]:
+        """The faults that are still waiting, with the number of times left."""
+        return [
+            each.fault if each.fault.times is None else each.fault.model_copy(update={"times": int(each.left)})
+            for each in self._armed
+        ]
+
+    @property
+    def waiting(self) -> Mapping[str, int]:
+        """How many requests are held, by name of the hold."""
+        return +self._waiting
+
+    def pick(self, operation: str, body: bytes) -> Fault | None:
+        """Take the fault that hits a request."""
+        for armed in self._armed:
+            fault = armed.fault
+            if fault.operation in {ANY, operation} and fault.contains.encode() in body:
+                armed.left -= 1
+                if armed.left <= 0:
+                    self._armed.remove(armed)
+                self.served[operation] += 1
+                return fault
+        return None
+
+    async def inflict(self, fault: Fault) -> None:
+        """Let a request suffer.
+
+        Raises:
+            ApiError: what the fault says.
+            ConnectionLost: the fault is a reset.
+        """
+        if fault.latency:
+            await asyncio.sleep(fault.latency)
+        if fault.hold:
+            await self._hold(fault.hold)
+        if fault.reset:
+            raise ConnectionLost
+        if fault.error:
+            status = fault.status or _STATUS.get(fault.error, 400)
+            raise ApiError(fault.error, fault.message or "This error was injected.", status=status)
+
+    def release(self, name: str) -> int:
+        """Let the requests go that are held under a name, and return how many they are."""
+        event = self._holds.pop(name, None)
+        if event is not None:
+            event.set()
+        return self._waiting[name]
+
+    async def held(self, name: str) -> None:
+        """Wait until a request is held under a name."""
+        while not self._waiting[name]:
+            await self._arrival.wait()
+
+    async def _hold(self, name: str) -> None:
+        released = self._holds.setdefault(name, asyncio.Event())
+        self._waiting[name] += 1
+        arrival, self._arrival = self._arrival, asyncio.Event()
+        arrival.set()
+        try:
+            await released.wait()
+        finally:
+            self._waiting[name] -= 1
+
+
+class Limits:
+    """Token buckets by operation: so many requests in a simulated second, and a second's worth at once."""
+
+    def __init__(self, clock: SimulatedClock) -> None:
+        """Start without limits."""
+        self._clock = clock
+        self._rates: dict[str, float] = {}
+        self._tokens: dict[str, float] = {}
+        self._filled_at: dict[str, float] = {}
+        self.refused = Counter[str]()
+        """How many requests were refused, by operation."""
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Requests a second, by operation."""
+        return dict(self._rates)
+
+    def set(self, rates: Mapping[str, float | None]) -> None:
+        """Set the rate of some operations; None lifts the limit. ``*`` is one bucket for all operations.
+
+        Raises:
+            ValueError: SageMaker has no such operation, or the rate is not above 0. Nothing was changed.
+        """
+        for operation, rate in rates.items():
+            if operation != ANY and operation not in service_model().operation_names:
+                raise ValueError(f"SageMaker has no operation '{operation}'")
+            if rate is not None and not 0 < rate < float("inf"):
+                raise ValueError(f"the rate of {operation} must be above 0, not {rate}")
+        for operation, rate in rates.items():
+            self._rates.pop(operation, None)
+            if rate is not None:
+                self._rates[operation] = rate
+                self._tokens[operation] = max(1.0, rate)
+                self._filled_at[operation] = self._clock.now()
+
+    def clear(self) -> None:
+        """Lift all limits."""
+        self._rates.clear()
+
+    def take(self, operation: str) -> None:
+        """Take a token for a request, or raise ApiError: ThrottlingException."""
+        if not self._rates:
+            return
+        for bucket in (operation, ANY):
+            if bucket in self._rates and not self._take(bucket):
+                self.refused[operation] += 1
+                raise ApiError("ThrottlingException", "Rate exceeded")
+
+    def _take(self, bucket: str) -> bool:
+        now, rate = self._clock.now(), self._rates[bucket]
+        filled = self._tokens[bucket] + (now - self._filled_at[bucket]) * rate
+        self._filled_at[bucket] = now
+        self._tokens[bucket] = min(max(1.0, rate), filled)
+        # The sum of many small refills may stop a hair short of a whole token.
+        if self._tokens[bucket] < 1 - 1e-9:
+            return False
+        self._tokens[bucket] -= 1
+        return True
