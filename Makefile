@@ -6,7 +6,6 @@ PYTEST_ARGS ?=
 LOCK_ARGS ?=
 
 BIN := .venv/bin
-UV := $(BIN)/python -m uv
 DISTRIBUTIONS := worker plugins/sagemaker
 PROJECTS := $(DISTRIBUTIONS:%=%/pyproject.toml)
 
@@ -16,11 +15,13 @@ ENVIRONMENT := .venv/made-$(shell echo "$(CURDIR) $(PYTHON)" | cksum | cut -d' '
 RUNTIME := .venv/runtime
 DEV := .venv/dev
 
-# uv trusts what the machine trusts, as pip does; it reads no pip.conf, so it is told of a mirror that pip uses.
+# uv trusts what the machine trusts, as pip does. It reads no pip.conf, so it is told of the mirror that pip uses.
 export UV_SYSTEM_CERTS ?= true
 export UV_CACHE_DIR ?= $(CURDIR)/.venv/cache/uv
-INSTALL = index=$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null)}}; \
-	$${index:+env "UV_DEFAULT_INDEX=$$index"} $(UV) pip install --quiet --python $(BIN)/python
+UV = UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(BIN)/pip config get global.index-url 2>/dev/null)}}" $(BIN)/uv
+INSTALL = $(UV) pip install --quiet --python $(BIN)/python --no-build-isolation
+LOCK = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	--no-header --no-emit-package remora $(LOCK_ARGS)
 
 # Tools that would look for news or keep files elsewhere.
 export BUF_CACHE_DIR ?= $(CURDIR)/.venv/cache/buf
@@ -61,13 +62,10 @@ proto: $(DEV) ## generate the Python code of proto/
 		--python_out=worker --grpc_python_out=worker --mypy_out=worker --mypy_grpc_out=worker \
 		proto/remora/v1/*.proto
 
-# Only dev.in and the distributions are resolved; what they share is pinned alike. `remora` itself is not published.
-LOCK = $(UV) pip compile --quiet $(LOCK_ARGS) --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	--no-annotate --no-header --no-emit-package remora
-lock: $(ENVIRONMENT) ## pin the dependencies anew after a change; LOCK_ARGS=--upgrade takes the newest
-	$(LOCK) requirements/build.in --output-file requirements/build.txt
-	$(LOCK) $(PROJECTS) --extra simulator --output-file requirements/runtime.txt
-	$(LOCK) requirements/dev.in $(PROJECTS) --extra simulator --constraint requirements/runtime.txt \
+lock: $(ENVIRONMENT) ## pin the dependencies after a change of them; LOCK_ARGS=--upgrade takes the newest of all
+	@$(LOCK) requirements/build.in --output-file requirements/build.txt
+	@$(LOCK) $(PROJECTS) --extra simulator --output-file requirements/runtime.txt
+	@$(LOCK) requirements/dev.in $(PROJECTS) --extra simulator --constraint requirements/runtime.txt \
 		--output-file requirements/dev.txt
 
 clean: ## remove the environment and everything that was generated, except what is committed
@@ -90,11 +88,11 @@ $(ENVIRONMENT):
 $(RUNTIME): $(ENVIRONMENT) requirements/build.txt requirements/runtime.txt $(PROJECTS)
 	@echo "Installing what Remora needs to run (requirements/runtime.txt)"
 	@$(INSTALL) --require-hashes -r requirements/build.txt -r requirements/runtime.txt
-	@$(INSTALL) --no-deps --no-build-isolation $(DISTRIBUTIONS:%=--editable %)
+	@$(INSTALL) --no-deps $(DISTRIBUTIONS:%=--editable %)
 	@touch $@
 
 $(DEV): $(RUNTIME) requirements/dev.txt tests/example_plugin/pyproject.toml
 	@echo "Installing what its tests and checks need (requirements/dev.txt)"
 	@$(INSTALL) --require-hashes -r requirements/dev.txt
-	@$(INSTALL) --no-deps --no-build-isolation --editable tests/example_plugin
+	@$(INSTALL) --no-deps --editable tests/example_plugin
 	@touch $@
