@@ -72,6 +72,8 @@ class Driver:
     def go_on(self, record: TaskRecord) -> None:
         """See to it that the next step of a task is taken."""
         step = next_step(record)
+        if record.task_type not in self._lanes:
+            return  # its plugin is not installed; a worker that has it goes on
         if step in (Step.SUBMIT, Step.STOP):
             self._lanes[record.task_type].put(record.key, urgent=step is Step.STOP)
         elif step is Step.OBSERVE:

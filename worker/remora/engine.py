@@ -301,7 +301,8 @@ class Engine:
 
     def _ended(self, record: TaskRecord) -> None:
         self._deadlines.discard(record.key)
-        self._observers[record.task_type].forget(record.key)
+        if observer := self._observers.get(record.task_type):
+            observer.forget(record.key)
 
     async def _copy_job_log(self, record: TaskRecord, source: LogSource[Any], handle: str) -> None:
         """Append the job's own lines from where the journal says."""
@@ -323,7 +324,6 @@ class Engine:
         for record in await self._journal.unfinished():
             if record.task_type not in self._registry.handlers:
                 log.error("task_without_plugin", task_id=record.key.task_id, task_type=record.task_type)
-                continue
             self._ledger.hold(record)
             self._resume(record)
         log.info("recovered", active=len(self._ledger))

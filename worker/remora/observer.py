@@ -53,20 +53,22 @@ class Observer:
         self._due = Timetable[TaskKey](clock)
         self._failures = 0
         self._backoff = Backoff(initial=handler.polling.initial, maximum=max(60.0, handler.polling.maximum))
-        self._keys_by_job: dict[str, TaskKey] = {}
+        # How an event source names jobs, both ways.
+        self._keys: dict[str, TaskKey] = {}
+        self._jobs: dict[TaskKey, str] = {}
 
     def watch(self, record: TaskRecord, *, soon: bool = False) -> None:
         """Look at a task's job from now on; `soon` is at once."""
         self._due.set(record.key, 0.0 if soon else interval(self._handler.polling, self._age(record)))
         source: Any = self._handler
         if isinstance(source, EventSource) and (handle := self._handle(record)) is not None:
-            self._keys_by_job[str(source.job_id(handle))] = record.key
+            job = self._jobs[record.key] = str(source.job_id(handle))
+            self._keys[job] = record.key
 
     def forget(self, key: TaskKey) -> None:
         """Look no more."""
         self._due.discard(key)
-        if isinstance(self._handler, EventSource):
-            self._keys_by_job = {job: other for job, other in self._keys_by_job.items() if other != key}
+        self._keys.pop(self._jobs.pop(key, ""), None)
 
     async def run(self) -> None:
         """Look, for ever."""
@@ -85,7 +87,7 @@ class Observer:
         while True:
             try:
                 async for job in self._handler.changes():
-                    key = self._keys_by_job.get(job)
+                    key = self._keys.get(job)
                     if key is not None and key in self._due:
                         self._due.set(key, 0.0)
             except Exception as error:  # noqa: BLE001 -- the slow look goes on whatever an event source does
