@@ -65,6 +65,7 @@ def add_control_routes(app: web.Application, simulator: Simulator) -> None:
         ("POST", "reset", control.reset),
     ):
         app.router.add_route(method, f"/_sim/{path}", _json(handler))
+    app.router.add_route("*", "/_sim{rest:.*}", _unknown)
 
 
 def _json(handler: Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
@@ -81,6 +82,11 @@ def _json(handler: Handler) -> Callable[[web.Request], Awaitable[web.StreamRespo
             return web.json_response({"error": "nothing happened in that time"}, status=408)
 
     return respond
+
+
+async def _unknown(request: web.Request) -> web.StreamResponse:
+    problem = f"there is no {request.method} {request.path}; see pydoc remora_sagemaker.simulator"
+    return web.json_response({"error": problem}, status=404)
 
 
 class _Control:

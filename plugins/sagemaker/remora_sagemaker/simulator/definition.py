@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic.alias_generators import to_pascal
 
+from remora_sagemaker.simulator.conditions import Condition
 from remora_sagemaker.simulator.expressions import references
 
 STEP_TYPES = frozenset({
@@ -62,7 +63,7 @@ class _Document(BaseModel):
 class _Branches(BaseModel):
     model_config = ConfigDict(alias_generator=to_pascal)
 
-    conditions: tuple[dict[str, Any], ...]
+    conditions: tuple[Condition, ...]
     if_steps: tuple[_Step, ...] = ()
     else_steps: tuple[_Step, ...] = ()
 
@@ -88,7 +89,9 @@ class Step:
     """Names of the steps that it waits for: named, referred to, or the condition around it."""
     branch: Branch | None
     arguments: Mapping[str, Any]
-    """With expressions. Of a condition: only its conditions."""
+    """With expressions. Of a Condition step: only its conditions."""
+    conditions: Sequence[Condition]
+    """Of a Condition step: what must hold, all of it."""
     properties: Mapping[str, Any]
     """What else the definition says, such as the FunctionArn of a Lambda step."""
     cached: bool
@@ -135,11 +138,13 @@ def _flatten(steps: Sequence[_Step], branch: Branch | None) -> Iterator[Step]:
             known = ", ".join(sorted(STEP_TYPES))
             raise DefinitionError(f"step '{step.name}' has the type '{step.type}'; the simulator knows {known}")
         arguments = step.arguments
+        conditions: Sequence[Condition] = ()
         if step.type == "Condition":
             branches = _Branches.model_validate(step.arguments)
             yield from _flatten(branches.if_steps, Branch(condition=step.name, outcome=True))
             yield from _flatten(branches.else_steps, Branch(condition=step.name, outcome=False))
-            arguments = {"Conditions": list(branches.conditions)}
+            arguments = {"Conditions": step.arguments["Conditions"]}
+            conditions = branches.conditions
         extra = step.model_extra or {}
         used = {ref.split(".")[1] for ref in references([arguments, extra]) if ref.startswith("Steps.")}
         around = {branch.condition} if branch else set[str]()
@@ -151,6 +156,7 @@ def _flatten(steps: Sequence[_Step], branch: Branch | None) -> Iterator[Step]:
             depends_on=frozenset({*step.depends_on, *used, *around}),
             branch=branch,
             arguments=arguments,
+            conditions=conditions,
             properties=extra,
             cached=step.cache_config.get("Enabled") is True,
         )

@@ -7,6 +7,7 @@ Assumptions where the documentation of SageMaker is silent:
   stopping already is accepted.
 - Retrying is refused with a ValidationException unless the execution is Failed or Stopped.
 - When a step fails, the steps that are running go on to their end and no other starts.
+- A new parallelism of UpdatePipelineExecution counts from the next retry.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Execution:
     @property
     def token(self) -> str:
         """The ClientRequestToken of the start."""
-        return self.request["ClientRequestToken"]
+        return str(self.request["ClientRequestToken"])
 
     @property
     def shown(self) -> JsonObject:
@@ -216,7 +217,7 @@ class Executions:
             parameters_key=parameters_key,
             scenario=scenario,
             plan=plan,
-            runs=(Run(started_at=now, parallelism=_parallelism(request, pipeline.request)),),
+            runs=(Run(started_at=now, parallelism=_parallelism(request, pipeline.shown)),),
             reused_from=previous if plan.reused else None,
         )
 
@@ -247,13 +248,9 @@ class Executions:
     def update(self, request: JsonObject) -> JsonObject:
         """UpdatePipelineExecution: its name, description and parallelism."""
         execution = self.find(request["PipelineExecutionArn"])
-        now = self._clock.now()
-        runs = execution.runs
-        if "ParallelismConfiguration" in request and not execution.timeline.is_over(now):
-            runs = (*runs[:-1], replace(runs[-1], parallelism=_parallelism(request)))
         changes = {name: value for name, value in request.items() if name != "PipelineExecutionArn"}
         execution.updates = {**execution.updates, **changes}
-        execution.change(now, runs=runs)
+        execution.modified_at = self._clock.now()
         return {"PipelineExecutionArn": execution.arn}
 
     def stop(self, request: JsonObject) -> JsonObject:
@@ -283,7 +280,7 @@ class Executions:
                     "Only pipelines with 'Failed' or 'Stopped' status can be retried."
                 )
             self._require_capacity()
-            run = Run(started_at=now, parallelism=_parallelism(request, execution.shown, execution.pipeline.request))
+            run = Run(started_at=now, parallelism=_parallelism(request, execution.shown, execution.pipeline.shown))
             execution.change(now, runs=(*execution.runs, run))
             execution.tokens[request["ClientRequestToken"]] = "Retry"
             self._running.append(execution)
@@ -403,13 +400,13 @@ def _parallelism(*requests: Mapping[str, Any]) -> float:
     """Return how many steps may run at once; the first request that says so decides."""
     for request in requests:
         if "ParallelismConfiguration" in request:
-            return request["ParallelismConfiguration"]["MaxParallelExecutionSteps"]
+            return float(request["ParallelismConfiguration"]["MaxParallelExecutionSteps"])
     return math.inf
 
 
 def _display_name(execution: Execution) -> str:
     generated = f"execution-{int(execution.created_at * 1000)}"
-    return execution.shown.get("PipelineExecutionDisplayName", generated)
+    return str(execution.shown.get("PipelineExecutionDisplayName", generated))
 
 
 def _modified(execution: Execution, now: float) -> float:

@@ -21,7 +21,7 @@ ANY = "*"
 _STATUS: Mapping[str, int] = {"InternalFailure": 500, "InternalServerError": 500, "ServiceUnavailable": 503}
 
 
-class ConnectionLost(Exception):  # noqa: N818 -- an event, not an error of the program
+class ConnectionLost(Exception):
     """The connection is to be reset instead of answered."""
 
 

@@ -6,13 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from remora_sagemaker.simulator.expressions import UNKNOWN, evaluate, without_unknown
 from remora_sagemaker.simulator.naming import short_id
 from remora_sagemaker.simulator.paging import page
 from remora_sagemaker.simulator.protocol import Handler, service_model, validation_error
-from remora_sagemaker.simulator.shapes import JsonObject, ShapeChecks, Violation
+from remora_sagemaker.simulator.shapes import JsonObject, ShapeChecks, Violation, is_array, is_object
 from remora_sagemaker.simulator.timeline import Outcome, StepRun
 
 if TYPE_CHECKING:
@@ -144,36 +144,33 @@ class Jobs:
         return f"ClientError: {job_failure_reason(execution)}"
 
     def _metadata(self, execution: Execution, run: StepRun, now: float) -> JsonObject:
-        kind = JOB_KINDS.get(run.step.type)
-        if kind is not None:
-            return {kind.member: {"Arn": self._account.arn(f"{kind.resource}/{job_name(execution, run)}")}}
-        match run.step.type:
+        """Return what SageMaker shows of the thing that a step made, by the member's name."""
+        kind = run.step.type
+        if kind in JOB_KINDS:
+            job = JOB_KINDS[kind]
+            return {job.member: {"Arn": self._account.arn(f"{job.resource}/{job_name(execution, run)}")}}
+        match kind:
             case "RegisterModel":
-                return {"RegisterModel": {"Arn": self._model_package_arn(execution, run)}}
+                facts: JsonObject = {"Arn": self._model_package_arn(execution, run)}
             case "Condition":
-                return {"Condition": {"Outcome": str(execution.plan.outcomes[run.step.name])}}
+                facts = {"Outcome": str(execution.plan.outcomes[run.step.name])}
             case "Fail":
-                return {"Fail": {"ErrorMessage": self._failure_reason(execution, run)}}
+                facts = {"ErrorMessage": self._failure_reason(execution, run)}
             case "Lambda":
-                function = evaluate(run.step.properties.get("FunctionArn"), execution.lookup)
-                arn = function if isinstance(function, str) else self._account.service_arn("lambda", "function:unknown")
-                return {"Lambda": {"Arn": arn, "OutputParameters": []}}
+                facts = {"Arn": evaluate(run.step.properties.get("FunctionArn", UNKNOWN), execution.lookup)}
             case "Callback":
                 answer = execution.answers.get((run.step.name, run.attempt))
-                queue = evaluate(run.step.properties.get("SqsQueueUrl"), execution.lookup)
-                return {
-                    "Callback": {
-                        "CallbackToken": execution.callback_token(run),
-                        **({"SqsQueueUrl": queue} if isinstance(queue, str) else {}),
-                        "OutputParameters": list(answer.outputs) if answer and now >= answer.at else [],
-                    }
+                facts = {
+                    "CallbackToken": execution.callback_token(run),
+                    "SqsQueueUrl": evaluate(run.step.properties.get("SqsQueueUrl", UNKNOWN), execution.lookup),
+                    "OutputParameters": list(answer.outputs) if answer and now >= answer.at else [],
                 }
             case "EMR":
                 identifier = short_id(execution.arn, run.step.name, run.attempt).upper()
-                return {"EMR": {"ClusterId": f"j-{identifier}", "StepId": f"s-{identifier}"}}
-            case other:
-                job = self._account.arn(f"processing-job/{job_name(execution, run)}")
-                return {other: {"CheckJobArn": job}}
+                facts = {"ClusterId": f"j-{identifier}", "StepId": f"s-{identifier}"}
+            case _:
+                facts = {"CheckJobArn": self._account.arn(f"processing-job/{job_name(execution, run)}")}
+        return {kind: without_unknown(facts)}
 
     def _model_package_arn(self, execution: Execution, run: StepRun) -> str:
         """Return the ARN of the package that a RegisterModel step made. Versions count up in each group."""
@@ -194,6 +191,7 @@ class Jobs:
             return self._property(execution, reference)
 
         shape = service_model().operation_model(operation).output_shape
+        assert shape is not None
         arguments = without_unknown(evaluate(run.step.arguments, look))
         sound: JsonObject = {}
         for name, value in arguments.items():
@@ -285,15 +283,12 @@ def _secondary_status(run: StepRun, status: str, now: float) -> str:
 
 
 def _follow(value: object, path: list[str]) -> object:
-    """Walk down a description by member names, positions and names of outputs."""
+    """Walk down a description by names of members and of outputs."""
     for part in path:
-        match value:
-            case dict():
-                value = cast("dict[str, Any]", value).get(part, UNKNOWN)
-            case list():
-                items = cast("list[Any]", value)
-                named = [each for each in items if isinstance(each, dict) and part in (each.get("OutputName"),)]
-                value = named[0] if named else UNKNOWN
-            case _:
-                return UNKNOWN
+        if is_object(value):
+            value = value.get(part, UNKNOWN)
+        elif is_array(value):
+            value = next((each for each in value if is_object(each) and each.get("OutputName") == part), UNKNOWN)
+        else:
+            return UNKNOWN
     return value

@@ -18,12 +18,9 @@ class Account:
         """Return the ARN of a resource, for example ``pipeline/TrainPipeline``."""
         return f"arn:aws:sagemaker:{self.region}:{self.account}:{resource}"
 
-    def service_arn(self, service: str, resource: str) -> str:
-        """Return the ARN of something in another service."""
-        return f"arn:aws:{service}:{self.region}:{self.account}:{resource}"
-
 
 def short_id(*parts: object, length: int = 12) -> str:
     """Return lower-case letters and digits that look random and depend on nothing but the parts."""
-    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    # A client may send half a surrogate pair in a token; that is no reason to fail.
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode(errors="surrogatepass")).digest()
     return base64.b32encode(digest).decode().lower()[:length]

@@ -53,7 +53,9 @@ def page(
 
 def created_between(created: float, request: Mapping[str, Any]) -> bool:
     """Whether a time is after CreatedAfter and before CreatedBefore."""
-    return request.get("CreatedAfter", float("-inf")) < created < request.get("CreatedBefore", float("inf"))
+    after: float = request.get("CreatedAfter", float("-inf"))
+    before: float = request.get("CreatedBefore", float("inf"))
+    return after < created < before
 
 
 def _read_token(token: str, scope: str) -> tuple[Any, ...]:

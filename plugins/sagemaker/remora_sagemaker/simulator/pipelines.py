@@ -37,15 +37,21 @@ class Pipeline:
     created_at: float
     modified_at: float
     request: JsonObject
-    """What it was created with; an update replaces members."""
-    token: str
+    """What it was created with."""
     versions: list[Version]
     tags: dict[str, str]
+    updates: JsonObject = field(default_factory=dict[str, Any])
+    """What UpdatePipeline changed."""
     executions: list[Execution] = field(default_factory=list["Execution"])
     """In order of their start."""
     by_token: dict[str, Execution] = field(default_factory=dict[str, "Execution"])
     latest: dict[str, tuple[int, Execution]] = field(default_factory=dict[str, "tuple[int, Execution]"])
     """How often it was started and the latest execution, by the parameters as text."""
+
+    @property
+    def shown(self) -> JsonObject:
+        """The request with what was changed since."""
+        return {**self.request, **self.updates}
 
     def version(self, number: int | None) -> Version:
         """Return a version, the latest for None, or raise ApiError."""
@@ -64,6 +70,7 @@ class Pipelines:
         self._account = account
         self._clock = clock
         self._pipelines: dict[str, Pipeline] = {}
+        self._deleted: dict[str, str] = {}
         self._sequence = itertools.count()
 
     def handlers(self) -> Mapping[str, Handler]:
@@ -88,6 +95,7 @@ class Pipelines:
     def clear(self) -> None:
         """Forget all of them and their executions."""
         self._pipelines.clear()
+        self._deleted.clear()
 
     def find(self, name_or_arn: str) -> Pipeline:
         """Return a pipeline, or raise ApiError."""
@@ -99,10 +107,10 @@ class Pipelines:
 
     def create(self, request: JsonObject) -> JsonObject:
         """CreatePipeline."""
-        name, token = request["PipelineName"], request["ClientRequestToken"]
+        name = request["PipelineName"]
         existing = self._pipelines.get(name)
         if existing is not None:
-            if existing.token == token:
+            if existing.request == request:
                 return {"PipelineArn": existing.arn}
             raise validation_error(
                 "Pipeline names must be unique within an AWS account and region. "
@@ -119,7 +127,6 @@ class Pipelines:
             created_at=now,
             modified_at=now,
             request=request,
-            token=token,
             versions=[Version(number=1, text=text, definition=_parse(text))],
             tags={tag["Key"]: tag["Value"] for tag in request.get("Tags", ())},
         )
@@ -131,12 +138,13 @@ class Pipelines:
         refuse_alias(request)
         pipeline = self.find(request["PipelineName"])
         version = pipeline.version(request.get("PipelineVersionId"))
+        shown = pipeline.shown
         answer: JsonObject = {
             "PipelineArn": pipeline.arn,
             "PipelineName": pipeline.name,
-            "PipelineDisplayName": pipeline.request.get("PipelineDisplayName", pipeline.name),
+            "PipelineDisplayName": shown.get("PipelineDisplayName", pipeline.name),
             "PipelineDefinition": version.text,
-            "RoleArn": pipeline.request["RoleArn"],
+            "RoleArn": shown["RoleArn"],
             "PipelineStatus": "Active",
             "CreationTime": pipeline.created_at,
             "LastModifiedTime": pipeline.modified_at,
@@ -144,8 +152,8 @@ class Pipelines:
             "LastModifiedBy": {},
         }
         for member in ("PipelineDescription", "ParallelismConfiguration"):
-            if member in pipeline.request:
-                answer[member] = pipeline.request[member]
+            if member in shown:
+                answer[member] = shown[member]
         if pipeline.executions:
             answer["LastRunTime"] = pipeline.executions[-1].created_at
         return answer
@@ -157,17 +165,21 @@ class Pipelines:
         if text is not None:
             version = Version(number=len(pipeline.versions) + 1, text=text, definition=_parse(text))
             pipeline.versions.append(version)
-        pipeline.request = {**pipeline.request, **request}
+        pipeline.updates = {**pipeline.updates, **request}
         pipeline.modified_at = self._clock.now()
         return {"PipelineArn": pipeline.arn, "PipelineVersionId": pipeline.versions[-1].number}
 
     def delete(self, request: JsonObject) -> JsonObject:
         """DeletePipeline. Its executions go with it; while one is running it is refused."""
+        repeated = self._deleted.get(request["ClientRequestToken"])
+        if repeated is not None:
+            return {"PipelineArn": repeated}
         pipeline = self.find(request["PipelineName"])
         now = self._clock.now()
         if any(not execution.timeline.is_over(now) for execution in pipeline.executions):
             raise ApiError("ConflictException", f"Pipeline '{pipeline.name}' has running executions.")
         del self._pipelines[pipeline.name]
+        self._deleted[request["ClientRequestToken"]] = pipeline.arn
         return {"PipelineArn": pipeline.arn}
 
     def list(self, request: JsonObject) -> JsonObject:
@@ -222,16 +234,17 @@ def _parse(text: str) -> Definition:
 
 
 def _summary(pipeline: Pipeline) -> JsonObject:
+    shown = pipeline.shown
     summary: JsonObject = {
         "PipelineArn": pipeline.arn,
         "PipelineName": pipeline.name,
-        "PipelineDisplayName": pipeline.request.get("PipelineDisplayName", pipeline.name),
-        "RoleArn": pipeline.request["RoleArn"],
+        "PipelineDisplayName": shown.get("PipelineDisplayName", pipeline.name),
+        "RoleArn": shown["RoleArn"],
         "CreationTime": pipeline.created_at,
         "LastModifiedTime": pipeline.modified_at,
     }
-    if "PipelineDescription" in pipeline.request:
-        summary["PipelineDescription"] = pipeline.request["PipelineDescription"]
+    if "PipelineDescription" in shown:
+        summary["PipelineDescription"] = shown["PipelineDescription"]
     if pipeline.executions:
         summary["LastExecutionTime"] = pipeline.executions[-1].created_at
     return summary

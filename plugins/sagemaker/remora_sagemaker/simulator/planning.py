@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from remora_sagemaker.simulator.conditions import all_hold
 from remora_sagemaker.simulator.definition import Definition, Step
-from remora_sagemaker.simulator.expressions import Lookup, all_hold
+from remora_sagemaker.simulator.expressions import Lookup
 from remora_sagemaker.simulator.scenario import Scenario
 from remora_sagemaker.simulator.timeline import Plan
 
@@ -58,16 +58,15 @@ def make_plan(
 
 
 def _outcome(step: Step, scenario: Scenario, lookup: Lookup) -> bool:
-    conditions: list[Mapping[str, Any]] = step.arguments["Conditions"]
     try:
-        outcome = all_hold(conditions, lookup)
+        outcome = all_hold(step.conditions, lookup)
     except TypeError as error:
         raise ValueError(f"The condition of step '{step.name}' cannot be evaluated: {error}.") from None
     return scenario.condition != "False" if outcome is None else outcome
 
 
 def _reached(steps: Sequence[Step], outcomes: Mapping[str, bool]) -> Sequence[Step]:
-    """Return the steps that run when all goes well: not those on the other side of a condition, nor what waits for them."""
+    """Return the steps that run when all goes well: not the untaken side of a condition, nor what waits for it."""
     reached: dict[str, Step] = {}
     for step in steps:
         taken = step.branch is None or outcomes[step.branch.condition] is step.branch.outcome

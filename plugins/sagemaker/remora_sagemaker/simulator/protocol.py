@@ -87,20 +87,24 @@ class Protocol:
         prefix, _, name = target.partition(".")
         found = self._operations.get(name) if prefix == "SageMaker" else None
         if found is None:
-            found = self._operations[name] = self._compile(prefix, name)
+            found = self._operations[name] = self._compile(target)
         return found
 
-    def _compile(self, prefix: str, name: str) -> Operation:
+    def _compile(self, target: str) -> Operation:
+        prefix, _, name = target.partition(".")
         model = service_model()
         if prefix != model.metadata.get("targetPrefix") or name not in model.operation_names:
-            raise ApiError("UnknownOperationException", f"SageMaker has no operation '{name or prefix}'.")
+            raise ApiError(
+                "UnknownOperationException",
+                f"SageMaker has no operation '{target}'. The header X-Amz-Target must be SageMaker.<operation>.",
+            )
         if name not in self._handlers:
             raise ApiError("UnsupportedOperationException", f"This simulator does not simulate the operation {name}.")
         shapes = model.operation_model(name)
         return Operation(
             name=name,
             handler=self._handlers[name],
-            request_check=self._request_checks.of(shapes.input_shape),
+            request_check=self._request_checks.of(shapes.input_shape) if shapes.input_shape else _anything,
             answer_check=self._answer_checks.of(shapes.output_shape) if shapes.output_shape else None,
         )
 
@@ -112,7 +116,7 @@ class Protocol:
         """
         try:
             request = json.loads(body or b"{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ApiError("SerializationException", f"The request is not JSON: {error}") from None
         found: list[Violation] = []
         operation.request_check(request, "", found)
@@ -137,6 +141,10 @@ class Protocol:
             log.error("the answer breaks the model", operation=operation.name, problems=problems)
             raise ApiError("InternalFailure", f"The simulator's answer breaks the model: {problems}", status=500)
         return json.dumps(answer).encode()
+
+
+def _anything(_value: object, _path: str, _found: list[Violation]) -> None:
+    """Check nothing: an operation without input."""
 
 
 def _refusal(found: list[Violation]) -> ApiError:

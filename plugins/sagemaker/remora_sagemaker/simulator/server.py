@@ -6,7 +6,7 @@ import asyncio
 import json
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -28,6 +28,9 @@ MAX_BODY = 8 * 1024 * 1024
 
 SHUTDOWN = 0.1
 """Seconds that requests in progress get when the server closes; held ones are cut off then."""
+
+_TOO_LARGE = ApiError("RequestEntityTooLargeException", f"The request has more than {MAX_BODY} bytes.", status=413)
+_DEFECT = ApiError("InternalFailure", "The simulator failed; its log says why.", status=500)
 
 log = structlog.get_logger(__name__)
 
@@ -82,7 +85,8 @@ class Simulator:
             ApiError: what SageMaker would answer.
         """
         found = self._protocol.operation(f"SageMaker.{operation}")
-        return json.loads(self._carry_out(found, json.dumps(request).encode()))
+        answer: JsonObject = json.loads(self._carry_out(found, json.dumps(request).encode()))
+        return answer
 
     def reset(self) -> None:
         """Go back to the start: the initial pipelines, no executions, no faults, no limits. Time goes on."""
@@ -99,7 +103,7 @@ class Simulator:
             self._create_pipeline(name, text)
 
     @asynccontextmanager
-    async def serve(self, *, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
+    async def serve(self, *, host: str = "127.0.0.1", port: int = 0) -> AsyncGenerator[str]:
         """Serve on an address (port 0: any that is free) and yield the URL.
 
         Raises:
@@ -124,29 +128,26 @@ class Simulator:
             "RoleArn": f"arn:aws:iam::{self.account.account}:role/SimulatedSageMakerRole",
             "ClientRequestToken": short_id("initial pipeline", name, length=32),
         }
-        return self.invoke("CreatePipeline", request)["PipelineArn"]
+        return str(self.invoke("CreatePipeline", request)["PipelineArn"])
 
     def _carry_out(self, operation: Operation, body: bytes) -> bytes:
         return self._protocol.encode(operation, operation.handler(self._protocol.decode(operation, body)))
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
+        target = request.headers.get("X-Amz-Target", "")
         try:
-            answer, status = await self._answer(request.headers.get("X-Amz-Target", ""), await request.read()), 200
+            answer, status = await self._answer(target, await request.read()), 200
         except ApiError as error:
             answer, status = error.body(), error.status
         except web.HTTPRequestEntityTooLarge:
-            error = ApiError(
-                "RequestEntityTooLargeException", f"The request has more than {MAX_BODY} bytes.", status=413
-            )
-            answer, status = error.body(), error.status
+            answer, status = _TOO_LARGE.body(), _TOO_LARGE.status
         except ConnectionLost:
             if request.transport is not None:
                 request.transport.abort()
             return web.Response()
         except Exception:
-            log.exception("the simulator failed", target=request.headers.get("X-Amz-Target"))
-            error = ApiError("InternalFailure", "The simulator failed; its log says why.", status=500)
-            answer, status = error.body(), error.status
+            log.exception("the simulator failed", target=target)
+            answer, status = _DEFECT.body(), _DEFECT.status
         headers = {"Content-Type": CONTENT_TYPE, "x-amzn-RequestId": str(uuid.uuid4())}
         return web.Response(body=answer, status=status, headers=headers)
 

@@ -10,11 +10,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeGuard
 
 from botocore.model import ListShape, MapShape, Shape, StructureShape
 
 JsonObject = dict[str, Any]
+
+
+def is_object(value: object) -> TypeGuard[JsonObject]:
+    """Whether a JSON value is an object."""
+    return isinstance(value, dict)
+
+
+def is_array(value: object) -> TypeGuard[list[Any]]:
+    """Whether a JSON value is an array."""
+    return isinstance(value, list)
 
 
 class Unmodelled(str):
@@ -37,7 +47,8 @@ class Violation:
 
     def __str__(self) -> str:
         if self.is_type:
-            return f"{_kind(self.value)} at '{self.path}' can not be converted to {self.rule}"
+            place = f" at '{self.path}'" if self.path else ""
+            return f"{_kind(self.value)}{place} can not be converted to {self.rule}"
         shown = "null" if self.value is None else f"'{self.value}'"
         return f"Value {shown} at '{self.path}' failed to satisfy constraint: {self.rule}"
 
@@ -79,15 +90,14 @@ class ShapeChecks:
         closed = self._closed
 
         def check(value: Any, path: str, found: list[Violation]) -> None:  # noqa: ANN401 -- any JSON value
-            if not isinstance(value, dict):
+            if not is_object(value):
                 found.append(Violation(path, value, "a structure", is_type=True))
                 return
-            fields = cast("JsonObject", value)
             prefix = f"{path}." if path else ""
             for name, camel in required:
-                if fields.get(name) is None:
+                if value.get(name) is None:
                     found.append(Violation(prefix + camel, None, "Member must not be null"))
-            for name, field in fields.items():
+            for name, field in value.items():
                 member = members.get(name)
                 if member is not None and field is not None:
                     member[1](field, prefix + member[0], found)
@@ -103,12 +113,11 @@ class ShapeChecks:
         element: list[Check] = []
 
         def check(value: Any, path: str, found: list[Violation]) -> None:  # noqa: ANN401 -- any JSON value
-            if not isinstance(value, list):
+            if not is_array(value):
                 found.append(Violation(path, value, "a list", is_type=True))
                 return
-            items = cast("list[Any]", value)
-            size(len(items), items, path, found)
-            for index, item in enumerate(items, start=1):
+            size(len(value), value, path, found)
+            for index, item in enumerate(value, start=1):
                 element[0](item, f"{path}.{index}.member", found)
 
         self._compiled[shape.name] = check
@@ -120,12 +129,11 @@ class ShapeChecks:
         entry: list[Check] = []
 
         def check(value: Any, path: str, found: list[Violation]) -> None:  # noqa: ANN401 -- any JSON value
-            if not isinstance(value, dict):
+            if not is_object(value):
                 found.append(Violation(path, value, "a map", is_type=True))
                 return
-            fields = cast("JsonObject", value)
-            size(len(fields), fields, path, found)
-            for key, item in fields.items():
+            size(len(value), value, path, found)
+            for key, item in value.items():
                 entry[0](key, f"{path}.key", found)
                 entry[1](item, f"{path}.{key}.member", found)
 

@@ -167,7 +167,7 @@ def play(plan: Plan, runs: Sequence[Run], answers: Answers) -> Timeline:
 class _Course:
     """One run, played from its start to its end."""
 
-    def __init__(  # noqa: PLR0913 -- what decides a course
+    def __init__(
         self,
         *,
         plan: Plan,
@@ -191,7 +191,7 @@ class _Course:
         now = self._run.started_at
         broken = False
         while True:
-            if not broken and now < self._run.stopped_at:
+            if not broken and now <= self._run.stopped_at:
                 waiting = self._start(waiting, names, now)
             if not self._running:
                 return list(self._done.values())
