@@ -1,0 +1,161 @@
+"""The parameters of a SAGEMAKER task, as DolphinScheduler writes them.
+
+A request in DolphinScheduler's form is the text of a JSON object in the field ``sagemakerRequestJson``; the object
+itself is taken too. Fields that DolphinScheduler adds to every task mean nothing here and are ignored by name; any
+other unknown field is an error, because a misspelt option that does nothing is worse than a refused task.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from remora.plugin import InvalidTask
+
+from remora_sagemaker.status import CompletedWithFailures
+from remora_sagemaker.validation import is_list, is_object, nearest
+
+REQUEST = "sagemakerRequestJson"
+_REQUEST_SPELLINGS = (REQUEST, "SagemakerRequestJson", "sagemaker_request_json")
+_COMPLETED_WITH_FAILURES = "completedWithFailures"
+_KNOWN = (*_REQUEST_SPELLINGS, _COMPLETED_WITH_FAILURES)
+
+_STRUCTURAL = frozenset({
+    "conditionResult",
+    "datasource",
+    "dependence",
+    "displayRows",
+    "localParams",
+    "resourceFilesList",
+    "resourceList",
+    "switchResult",
+    "type",
+    "varPool",
+    "waitStartTimeout",
+})  # fmt: skip
+"""What DolphinScheduler and pydolphinscheduler put into the taskParams of any task."""
+
+_REFUSED = {
+    "username": "plugin.sagemaker.access.key.id",
+    "password": "plugin.sagemaker.access.key.secret",
+    "awsRegion": "plugin.sagemaker.region",
+}
+"""Fields of DolphinScheduler's form that would put secrets into the journal, and where they belong instead."""
+
+_PLACEHOLDER = re.compile(r"\$\{[^{}$]*\}|\$\[[^\]$]*\]")
+
+
+class SageMakerParameters(BaseModel):
+    """Run a SageMaker pipeline and follow it to its end."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, title="SageMaker pipeline")
+
+    request: dict[str, JsonValue] = Field(
+        validation_alias=AliasChoices(*_REQUEST_SPELLINGS),
+        title="StartPipelineExecution request",
+        description=(
+            "The request of SageMaker's StartPipelineExecution, as a JSON object or as its text. It is sent as it is, "
+            "but for ClientRequestToken: the worker sends one of its own for each attempt, so that an attempt never "
+            "starts twice and a retry never finds an old execution. A token given here is made part of it."
+        ),
+        examples=[{"PipelineName": "AbalonePipeline", "PipelineParameters": [{"Name": "Epochs", "Value": "10"}]}],
+    )
+    completed_with_failures: CompletedWithFailures | None = Field(
+        None,
+        validation_alias=AliasChoices(_COMPLETED_WITH_FAILURES),
+        title="Completed with failures",
+        description=(
+            'What the status CompletedWithFailures means: "fail" or "succeed". '
+            "If absent, as configured for the worker, which is fail unless changed."
+        ),
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, data: object) -> object:
+        if is_object(data) and (violations := dict(_field_violations(data))):
+            raise InvalidTask(violations)
+        return data
+
+    @field_validator("request", mode="before")
+    @classmethod
+    def _parse(cls, value: object) -> object:
+        request = _parse_json(value) if isinstance(value, str) else value
+        if not is_object(request):
+            raise InvalidTask({REQUEST: "must be a JSON object, or the text of one"})
+        return request
+
+
+def unresolved_placeholders(request: Mapping[str, JsonValue], path: str) -> dict[str, str]:
+    """Return a message for each path where a placeholder of the scheduler was left, such as ``${date}``."""
+    if not _has_dollar(request):  # nearly always, and much cheaper than building every path
+        return {}
+    return {
+        where: f"the placeholder {', '.join(names)} was not replaced by the scheduler: define the parameter"
+        for where, text in _texts(request, path)
+        if (names := list(dict.fromkeys(_PLACEHOLDER.findall(text))))
+    }
+
+
+def _field_violations(data: Mapping[str, object]) -> Iterable[tuple[str, str]]:
+    for name, value in data.items():
+        if name in _REFUSED:
+            if value not in (None, ""):
+                yield name, f"must stay empty: configure the worker's {_REFUSED[name]} or its AWS default chain instead"
+        elif name not in _KNOWN and name not in _STRUCTURAL:
+            meant = nearest(name, {REQUEST, _COMPLETED_WITH_FAILURES})
+            hint = f"did you mean {meant}?" if meant else f"known are {REQUEST} and {_COMPLETED_WITH_FAILURES}"
+            yield name, f"is not a field of a SAGEMAKER task; {hint}"
+    given = [name for name in _REQUEST_SPELLINGS if name in data]
+    if not given:
+        yield REQUEST, "is missing: the JSON of a StartPipelineExecution request"
+    elif len(given) > 1:
+        yield given[1], f"is the same as {given[0]}: give one of them"
+
+
+def _parse_json(text: str) -> object:
+    if not text.strip():
+        raise InvalidTask({REQUEST: "is empty: the JSON of a StartPipelineExecution request"})
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise InvalidTask({REQUEST: f"is not valid JSON at {where}: {error.msg}"}) from None
+    except RecursionError:
+        raise InvalidTask({REQUEST: "is nested too deeply"}) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise InvalidTask({REQUEST: f"has the key {', '.join(twice)} more than once in one object"})
+    return content
+
+
+def _refuse_constant(name: str) -> object:
+    raise InvalidTask({REQUEST: f"is not valid JSON: {name} is not a JSON number"})
+
+
+def _has_dollar(value: object) -> bool:
+    if isinstance(value, str):
+        return "$" in value
+    if is_object(value):
+        return any("$" in name or _has_dollar(member) for name, member in value.items())
+    return is_list(value) and any(_has_dollar(item) for item in value)
+
+
+def _texts(value: JsonValue | Mapping[str, JsonValue], path: str) -> Iterable[tuple[str, str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for name, member in value.items():
+            yield path, name
+            yield from _texts(member, f"{path}.{name}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _texts(item, f"{path}[{index}]")
