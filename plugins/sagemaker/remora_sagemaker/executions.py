@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from remora.plugin import FailureKind, JobState
+from remora.plugin import FailureKind
 
 from remora_sagemaker.aws import Answer, Aws, Target
 from remora_sagemaker.errors import classify
 from remora_sagemaker.handle import PipelineHandle
-from remora_sagemaker.status import EXECUTION_STATES
+from remora_sagemaker.status import is_final
 from remora_sagemaker.steps import PAGE
 
 log = structlog.get_logger(__name__)
@@ -120,5 +120,5 @@ def _from_description(answer: Answer) -> Execution:
 def _settled(found: Execution | Exception | None) -> bool:
     """Whether a list said enough: that it runs, or that now is no time to ask."""
     if isinstance(found, Execution):
-        return EXECUTION_STATES.get(found.status, JobState.RUNNING) is JobState.RUNNING
+        return not is_final(found.status)
     return found is not None

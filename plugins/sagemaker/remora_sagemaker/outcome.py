@@ -129,7 +129,7 @@ def _message(end: End) -> str:
         parts.append(f"its steps could not be read: {end.unread}")
     if end.execution.status == COMPLETED_WITH_FAILURES:
         parts.append(f'set completedWithFailures to "{CompletedWithFailures.SUCCEED}" to accept such an end')
-    return ". ".join(part.rstrip(".") for part in parts) + "."
+    return " ".join(f"{part[0].upper()}{part[1:].rstrip('.')}." for part in parts)
 
 
 def _opening(end: End) -> str:
@@ -162,7 +162,7 @@ def _step_output(step: Step, child: Child | None) -> dict[str, Any]:
         "jobFailureReason": child.reason if child else None,
         "cachedFrom": step.cached_from,
         "metadata": step.metadata,
-        "artifacts": child.artifacts if child else None,
+        "artifacts": child.artifacts if child and step.state is JobState.SUCCEEDED else None,
     }
     return {name: _json(value) for name, value in known.items() if value}
 

@@ -10,9 +10,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from remora.plugin import InvalidTask
 
 from remora_sagemaker.status import CompletedWithFailures
@@ -48,12 +57,20 @@ _REFUSED = {
 _PLACEHOLDER = re.compile(r"\$\{[^{}$]*\}|\$\[[^\]$]*\]")
 
 
+_REQUEST_SCHEMA = {
+    "anyOf": [
+        {"type": "object", "required": ["PipelineName"], "properties": {"PipelineName": {"type": "string"}}},
+        {"type": "string", "contentMediaType": "application/json"},
+    ]
+}
+
+
 class SageMakerParameters(BaseModel):
     """Run a SageMaker pipeline and follow it to its end."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, title="SageMaker pipeline")
 
-    request: dict[str, JsonValue] = Field(
+    request: Annotated[dict[str, JsonValue], WithJsonSchema(_REQUEST_SCHEMA)] = Field(
         validation_alias=AliasChoices(*_REQUEST_SPELLINGS),
         title="StartPipelineExecution request",
         description=(

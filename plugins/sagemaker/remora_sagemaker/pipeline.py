@@ -31,7 +31,7 @@ from remora_sagemaker.outcome import End, final_observation, read_children
 from remora_sagemaker.parameters import REQUEST, SageMakerParameters, unresolved_placeholders
 from remora_sagemaker.rotation import Rotation
 from remora_sagemaker.settings import SageMakerSettings
-from remora_sagemaker.status import execution_state
+from remora_sagemaker.status import execution_state, is_final
 from remora_sagemaker.steps import Step, changes, marks, one_line, progress, read_steps
 from remora_sagemaker.validation import RequestValidator
 
@@ -262,8 +262,10 @@ def _news(handle: PipelineHandle, execution: Execution, steps: Sequence[Step]) -
         lines.append(
             "the ClientRequestToken of the request was made part of the token sent, which is new for each attempt"
         )
-    lines += changes(handle.steps, steps)
-    if execution.status != handle.status:
-        reason = f": {one_line(execution.reason)}" if execution.reason else ""
-        lines.append(f"pipeline execution: {execution.status}{reason}")
-    return lines
+    if execution.status == handle.status:
+        return [*lines, *changes(handle.steps, steps)]
+    reason = f": {one_line(execution.reason)}" if execution.reason else ""
+    status = f"pipeline execution: {execution.status}{reason}"
+    if is_final(execution.status):
+        return [*lines, *changes(handle.steps, steps), status]
+    return [*lines, status, *changes(handle.steps, steps)]

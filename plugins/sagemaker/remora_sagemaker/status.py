@@ -37,6 +37,11 @@ STEP_STATES = {
 """StepStatus."""
 
 
+def is_final(status: str) -> bool:
+    """Whether an execution with this status has ended. One that this version does not know has not."""
+    return EXECUTION_STATES.get(status, JobState.RUNNING) is not JobState.RUNNING
+
+
 def execution_state(status: str, policy: CompletedWithFailures) -> JobState | None:
     """Return what the status of an execution means, or None for one that this version does not know."""
     if status == COMPLETED_WITH_FAILURES and policy is CompletedWithFailures.SUCCEED:
