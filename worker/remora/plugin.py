@@ -249,7 +249,11 @@ class Plugin(ABC):
 
     @abstractmethod
     def open(self, settings: Any, clock: Clock) -> AbstractAsyncContextManager[Sequence[TaskHandler[Any, Any]]]:  # noqa: ANN401 -- the plugin's own model
-        """Open clients and pools, yield the handlers, close on exit."""
+        """Open clients and pools, yield the handlers, close on exit.
+
+        Raises:
+            ValueError: the settings are well-formed and still cannot work; the message names the keys.
+        """
 
     async def check(self, settings: Any) -> Sequence[Failure]:  # noqa: ANN401 -- the plugin's own model
         """Say what would not work with these settings, for ``remora check``. May call out; changes nothing."""

@@ -50,11 +50,18 @@ class Registry:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, plugins: Mapping[str, tuple[Plugin, BaseModel]], clock: Clock) -> AsyncGenerator[Registry]:
-        """Open plugins with their settings; close them on exit, in reverse order."""
+        """Open plugins with their settings; close them on exit, in reverse order.
+
+        Raises:
+            ConfigurationError: one cannot work with its settings.
+        """
         async with contextlib.AsyncExitStack() as stack:
             handlers: list[AnyHandler] = []
-            for plugin, settings in plugins.values():
-                handlers += await stack.enter_async_context(plugin.open(settings, clock))
+            for name, (plugin, settings) in plugins.items():
+                try:
+                    handlers += await stack.enter_async_context(plugin.open(settings, clock))
+                except ValueError as error:
+                    raise ConfigurationError(f"plugin {name}: {error}") from error
             yield cls(handlers)
 
     def handler(self, task_type: str) -> AnyHandler:

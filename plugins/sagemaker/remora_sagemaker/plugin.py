@@ -23,6 +23,7 @@ class SageMakerPlugin(Plugin):
     """Runs tasks on Amazon SageMaker."""
 
     name: ClassVar[str] = "sagemaker"
+    prefixes: ClassVar[Sequence[str]] = ("aws.sagemaker.",)
     settings = SageMakerSettings
 
     def open(
