@@ -232,7 +232,7 @@ def observed(record: TaskRecord, observation: Observation[Any], *, handle: str, 
     if observation.state is JobState.STOPPED and record.stop is not None:
         return _stopped(base, record.stop, observation.failure, now)
     failure = observation.failure or Failure(kind=FailureKind.EXECUTION, code=observation.state, message=detail)
-    return failed(base, failure, now)
+    return _next(base, now, state=TaskState.FAILED, failure=failure, finished_at=now)
 
 
 def log_read(record: TaskRecord, cursor: str, now: float) -> TaskRecord:
@@ -245,7 +245,7 @@ def failed(record: TaskRecord, failure: Failure, now: float) -> TaskRecord:
     if record.state.final:
         msg = f"{record.key} is {record.state} and cannot fail"
         raise IllegalTransition(msg)
-    return _next(record, now, state=TaskState.FAILED, failure=failure, finished_at=now)
+    return _next(record, now, state=TaskState.FAILED, failure=failure, finished_at=now, detail=failure.message)
 
 
 def released(record: TaskRecord, now: float) -> TaskRecord:
