@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def main(
     try:
         asyncio.run(_run(simulator, host, port))
     except OSError as error:
-        raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        # asyncio puts the address into strerror once more; the errors of name look-ups are negative and have no other.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise click.ClickException(f"cannot listen on {host}:{port}: {reason}") from None
 
 
 def _create_pipeline(simulator: Simulator, path: Path) -> None:

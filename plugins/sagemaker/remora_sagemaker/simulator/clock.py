@@ -58,7 +58,10 @@ class SimulatedClock:
         self._frozen = frozen
 
     def _rebase(self) -> None:
-        self._simulated, self._real = self.now(), self._source()
+        real = self._source()
+        if not self._frozen:
+            self._simulated += (real - self._real) * self._speed
+        self._real = real
 
 
 def _checked(speed: float) -> float:

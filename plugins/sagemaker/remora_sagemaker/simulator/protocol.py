@@ -78,6 +78,11 @@ class Protocol:
         self._request_checks = ShapeChecks(closed=False)
         self._answer_checks = ShapeChecks(closed=True)
 
+    @property
+    def operations(self) -> frozenset[str]:
+        """Names of the operations that are simulated."""
+        return frozenset(self._handlers)
+
     def operation(self, target: str) -> Operation:
         """Find what the header ``X-Amz-Target`` names.
 

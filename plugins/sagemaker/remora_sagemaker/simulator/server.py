@@ -67,6 +67,11 @@ class Simulator:
             }
         )
 
+    @property
+    def operations(self) -> frozenset[str]:
+        """Names of the operations that are simulated."""
+        return self._protocol.operations
+
     def create_pipeline(self, name: str, definition: str | Mapping[str, Any]) -> str:
         """Create a pipeline that is there from the start, also after a reset, and return its ARN.
 
