@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import math
+import uuid
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ __all__ = ["ExampleHandle", "ExampleHandler", "ExampleParameters", "ExamplePlugi
 class ExampleSettings(BaseModel):
     """Where the jobs live."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     directory: Path = Field(default=Path("example-jobs"), validation_alias=AliasChoices("plugin.example.directory"))
     poll_seconds: float = Field(default=1.0, gt=0, validation_alias=AliasChoices("plugin.example.poll.seconds"))
@@ -88,8 +90,8 @@ class ExampleHandler(TaskHandler[ExampleParameters, ExampleHandle]):
         return await asyncio.to_thread(lambda: [self._look(handle) for handle in handles])
 
     async def cancel(self, handle: ExampleHandle) -> None:
-        """Ask by a file beside the job's."""
-        await asyncio.to_thread((self._directory / f"{handle.job}.stop").touch)
+        """Ask by a file beside the job's that says when; the first one counts."""
+        await asyncio.to_thread(_create, self._directory / f"{handle.job}.stop", json.dumps(self._clock.now()))
 
     async def read_logs(self, handle: ExampleHandle, cursor: str) -> LogPage:
         """Give the job's only line once."""
@@ -110,7 +112,7 @@ class ExampleHandler(TaskHandler[ExampleParameters, ExampleHandle]):
         except FileNotFoundError:
             failure = Failure(kind=FailureKind.EXECUTION, code="Gone", message="somebody removed the job")
             return Observation(state=JobState.FAILED, failure=failure)
-        if (self._directory / f"{handle.job}.stop").exists():
+        if self._stopped_at(handle) < job["until"]:
             return Observation(state=JobState.STOPPED, detail="stopped")
         if self._clock.now() < job["until"]:
             return Observation(state=JobState.RUNNING, detail="runs")
@@ -118,6 +120,12 @@ class ExampleHandler(TaskHandler[ExampleParameters, ExampleHandle]):
             failure = Failure(kind=FailureKind.EXECUTION, code="JobFailed", message=job["fail"])
             return Observation(state=JobState.FAILED, detail="failed", failure=failure)
         return Observation(state=JobState.SUCCEEDED, detail="done", outputs={"message": job["message"]})
+
+    def _stopped_at(self, handle: ExampleHandle) -> float:
+        try:
+            return float(json.loads((self._directory / f"{handle.job}.stop").read_text()))
+        except FileNotFoundError:
+            return math.inf
 
 
 class ExamplePlugin(Plugin):
@@ -134,9 +142,9 @@ class ExamplePlugin(Plugin):
 
 
 def _create(path: Path, text: str) -> None:
-    # Written aside and linked, so that a job is there whole or not at all, and only the first creation counts.
-    aside = path.with_suffix(".new")
+    # Written aside and linked, so that a file is there whole or not at all, and only the first creation counts.
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
     aside.write_text(text)
     with contextlib.suppress(FileExistsError):
         path.hardlink_to(aside)
-    aside.unlink(missing_ok=True)
+    aside.unlink()
