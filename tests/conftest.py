@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 
 import blockbuster.blockbuster
+import grpc.aio
 import pytest
 import remora
 import remora_example
@@ -29,6 +30,14 @@ def _blocking_guard() -> Iterator[list[str]]:
     with pytest.MonkeyPatch.context() as patch, blockbuster_ctx([remora, remora_sagemaker, remora_example]):
         patch.setattr(blockbuster.blockbuster, "BlockingError", RecordedBlockingError)
         yield calls
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _grpc() -> Iterator[None]:
+    # gRPC joins its poller thread when its last object is collected, which may be anywhere on the loop of a test.
+    grpc.aio.init_grpc_aio()
+    yield
+    grpc.aio.shutdown_grpc_aio()
 
 
 @pytest.fixture(autouse=True)
