@@ -7,8 +7,11 @@ import json
 
 import pytest
 from botocore.validate import ParamValidator
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from remora_sagemaker.simulator import ApiError, SimulatedClock, Simulator
-from remora_sagemaker.simulator.protocol import service_model
+from remora_sagemaker.simulator.definition import STEP_TYPES
+from remora_sagemaker.simulator.model import SAGEMAKER
 
 DEFINITION = {
     "Version": "2020-12-01",
@@ -709,7 +712,7 @@ def test_every_answer_of_every_operation_conforms_to_the_model(simulator, clock)
 
     def call(operation, request):
         answer = simulator.invoke(operation, request)
-        shape = service_model().operation_model(operation).output_shape
+        shape = SAGEMAKER.operation_model(operation).output_shape
         if shape is None:
             assert answer == {}
         else:
@@ -783,3 +786,49 @@ def test_every_answer_of_every_operation_conforms_to_the_model(simulator, clock)
     clock.advance(10)
     call("DeletePipeline", {"PipelineName": "Whole", "ClientRequestToken": token()})
     assert answered == simulator.operations
+
+
+EXPRESSIONS = st.sampled_from([
+    {"Get": "Parameters.Kind"},
+    {"Get": "Steps.Train.ModelArtifacts.S3ModelArtifacts"},
+    {"Get": "Steps.Train.OutputDataConfig"},
+    {"Get": "Execution.PipelineExecutionId"},
+    {"Std:Join": {"On": "/", "Values": ["s3://bucket", {"Get": "Parameters.Kind"}]}},
+    {"Std:Join": 7},
+    {"Std:JsonGet": {}},
+])  # fmt: skip
+NAMES = st.sampled_from(["OutputDataConfig", "S3OutputPath", "HyperParameters", "RoleArn", "ErrorMessage", "X"])
+NAMES = NAMES | st.sampled_from(["ModelPackageGroupName", "ProcessingInputs", "AppSpecification", "StoppingCondition"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=400) | EXPRESSIONS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arguments=st.dictionaries(NAMES, VALUES, max_size=5) | EXPRESSIONS,
+    kind=st.sampled_from(sorted(STEP_TYPES - {"Condition", "Callback"})),
+    function=VALUES,
+)
+def test_whatever_a_definition_contains_it_is_refused_or_the_answers_conform(arguments, kind, function):
+    simulator = Simulator(clock=SimulatedClock(frozen=True))
+    try:
+        pipeline(
+            simulator,
+            "Odd",
+            {"Name": "Train", "Type": "Training"},
+            {"Name": "Odd", "Type": kind, "Arguments": arguments, "FunctionArn": function, "DependsOn": ["Train"]},
+            parameters=DEFINITION["Parameters"],
+        )
+    except ApiError as error:
+        if error.code == "ValidationException":
+            return
+        raise
+    arn = start(simulator, "Odd")
+    simulator.clock.advance(20)
+    assert status(simulator, arn) == ("Failed" if kind == "Fail" else "Succeeded")
+    metadata = steps(simulator, arn)["Odd"]["Metadata"]
+    for job in metadata.keys() & {"TrainingJob", "ProcessingJob"}:
+        simulator.invoke(f"Describe{job}", {f"{job}Name": metadata[job]["Arn"].rpartition("/")[2]})

@@ -100,7 +100,15 @@ def test_a_bad_definition_is_one_clear_line_with_the_file(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--port", "many"), ("--speed", "0"), ("--pipelines", "/does/not/exist"), ("--latency-ms", "-1"), ("--dance",)],
+    [
+        ("--account", "me"),
+        ("--region", "the moon"),
+        ("--port", "many"),
+        ("--speed", "0"),
+        ("--pipelines", "/does/not/exist"),
+        ("--latency-ms", "-1"),
+        ("--dance",),
+    ],
 )
 def test_a_wrong_option_is_a_usage_error_that_names_it(arguments):
     ended = run(*arguments)

@@ -10,7 +10,7 @@ import urllib.parse
 import aiohttp
 import pytest
 from remora_sagemaker.simulator import SimulatedClock, Simulator
-from remora_sagemaker.simulator.protocol import service_model
+from remora_sagemaker.simulator.model import SAGEMAKER
 from remora_sagemaker.simulator.shapes import ShapeChecks, Unmodelled, Violation
 from structlog.testing import capture_logs
 
@@ -209,16 +209,16 @@ async def test_garbage_instead_of_http_does_not_harm_the_server(simulator):
 def test_most_patterns_of_the_model_are_checked_and_the_others_are_skipped():
     checks = ShapeChecks(closed=False)
     found: list[Violation] = []
-    checks.of(service_model().shape_for("TagKey"))("any \N{SNOWMAN}", "key", found)
+    checks.of(SAGEMAKER.shape_for("TagKey"))("any \N{SNOWMAN}", "key", found)
     assert found == [], "its pattern is in a dialect that Python does not have"
-    checks.of(service_model().shape_for("PipelineName"))("no spaces", "name", found)
+    checks.of(SAGEMAKER.shape_for("PipelineName"))("no spaces", "name", found)
     assert len(found) == 1
 
 
 def test_the_whole_model_can_be_compiled():
     checks = ShapeChecks(closed=True)
-    for name in service_model().operation_names:
-        shapes = service_model().operation_model(name)
+    for name in SAGEMAKER.operation_names:
+        shapes = SAGEMAKER.operation_model(name)
         for shape in (shapes.input_shape, shapes.output_shape):
             assert shape is None or callable(checks.of(shape))
 
@@ -238,12 +238,12 @@ def test_the_whole_model_can_be_compiled():
 )
 def test_every_kind_of_shape_is_checked(shape, value, problems):
     found: list[Violation] = []
-    ShapeChecks(closed=False).of(service_model().shape_for(shape))(value, "processing", found)
+    ShapeChecks(closed=False).of(SAGEMAKER.shape_for(shape))(value, "processing", found)
     assert [violation.path for violation in found] == problems
 
 
 def test_a_value_that_is_deliberately_unmodelled_is_let_through():
     found: list[Violation] = []
-    check = ShapeChecks(closed=True).of(service_model().shape_for("PipelineExecutionStatus"))
+    check = ShapeChecks(closed=True).of(SAGEMAKER.shape_for("PipelineExecutionStatus"))
     check(Unmodelled("Hibernating"), "status", found)
     assert found == []

@@ -37,11 +37,11 @@ def main(
     execution goes, and POST /_sim/clock, /_sim/faults and others decide how the service behaves; see
     `pydoc remora_sagemaker.simulator`.
     """
-    simulator = Simulator(
-        account=Account(region=region, account=account),
-        clock=SimulatedClock(speed=speed),
-        latency=latency_ms / 1000,
-    )
+    try:
+        where = Account(region=region, account=account)
+    except ValueError as error:
+        raise click.UsageError(f"--region, --account: {error}") from None
+    simulator = Simulator(account=where, clock=SimulatedClock(speed=speed), latency=latency_ms / 1000)
     for path in sorted(pipelines.glob("*.json")) if pipelines else ():
         _create_pipeline(simulator, path)
     try:

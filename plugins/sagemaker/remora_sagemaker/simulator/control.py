@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from remora_sagemaker.simulator.faults import Fault
 
 if TYPE_CHECKING:
-    from remora_sagemaker.simulator.executions import Execution
+    from remora_sagemaker.simulator.execution import Execution
     from remora_sagemaker.simulator.server import Simulator
 
 MAX_WAIT = 60.0

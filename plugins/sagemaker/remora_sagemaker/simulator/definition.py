@@ -35,7 +35,7 @@ class Parameter(BaseModel):
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9\-_]{1,256}$")]
     type: Literal["String", "Integer", "Float", "Boolean"]
-    default_value: str | int | float | bool | None = None
+    default_value: Annotated[str, StringConstraints(max_length=1024)] | int | float | bool | None = None
     enum_values: tuple[str | int | float | bool, ...] = ()
     description: str = ""
 

@@ -16,99 +16,23 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from remora_sagemaker.simulator import parameters
-from remora_sagemaker.simulator.expressions import UNKNOWN, Lookup
+from remora_sagemaker.simulator.execution import Execution, execution_lookup
 from remora_sagemaker.simulator.naming import short_id
 from remora_sagemaker.simulator.paging import created_between, page
-from remora_sagemaker.simulator.pipelines import Pipeline, Version, refuse_alias
+from remora_sagemaker.simulator.pipelines import Pipeline, refuse_alias
 from remora_sagemaker.simulator.planning import History, make_plan
 from remora_sagemaker.simulator.protocol import ApiError, Handler, not_found, validation_error
-from remora_sagemaker.simulator.scenario import Scenario, parse_scenario
-from remora_sagemaker.simulator.shapes import JsonObject, Unmodelled
-from remora_sagemaker.simulator.timeline import CallbackAnswer, Plan, Run, StepRun, Timeline, play
+from remora_sagemaker.simulator.scenario import parse_scenario
+from remora_sagemaker.simulator.shapes import JsonObject
+from remora_sagemaker.simulator.timeline import CallbackAnswer, Run, StepRun
 
 if TYPE_CHECKING:
     from remora_sagemaker.simulator.clock import SimulatedClock
     from remora_sagemaker.simulator.pipelines import Pipelines
-
-FAILURE_REASON = "Step failure: One or multiple steps failed."
-"""What SageMaker says of every execution of which a step failed; the steps have the reasons."""
-
-
-@dataclass(kw_only=True, slots=True, eq=False)
-class Execution:
-    """One execution and everything that was asked of it."""
-
-    id: str
-    arn: str
-    pipeline: Pipeline
-    sequence: int
-    created_at: float
-    modified_at: float
-    request: JsonObject
-    """The start."""
-    version: Version
-    values: Mapping[str, parameters.Value]
-    """Of the parameters."""
-    parameters_key: str
-    """The same for executions with the same values."""
-    scenario: Scenario
-    plan: Plan
-    runs: tuple[Run, ...]
-    reused_from: Execution | None
-    """The execution whose results are used again."""
-    updates: JsonObject = field(default_factory=dict[str, Any])
-    """What UpdatePipelineExecution changed."""
-    answers: dict[tuple[str, int], CallbackAnswer] = field(default_factory=dict[tuple[str, int], CallbackAnswer])
-    tokens: dict[str, str] = field(default_factory=dict[str, str])
-    """The operation that each ClientRequestToken was used for, besides the start."""
-    replays: int = 0
-    """How often the start came again with the same token."""
-    _timeline: Timeline | None = None
-
-    @property
-    def token(self) -> str:
-        """The ClientRequestToken of the start."""
-        return str(self.request["ClientRequestToken"])
-
-    @property
-    def shown(self) -> JsonObject:
-        """The request of the start with what was changed since."""
-        return {**self.request, **self.updates} if self.updates else self.request
-
-    @property
-    def timeline(self) -> Timeline:
-        """Its course, past and future."""
-        if self._timeline is None:
-            self._timeline = play(self.plan, self.runs, self.answers)
-        return self._timeline
-
-    def change(self, now: float, *, runs: tuple[Run, ...] | None = None) -> None:
-        """Take note of a request that changes the course."""
-        self.runs = self.runs if runs is None else runs
-        self.modified_at = now
-        self._timeline = None
-
-    def status(self, now: float) -> str:
-        """Return the PipelineExecutionStatus."""
-        status = self.timeline.status(now)
-        return Unmodelled(status) if self.plan.status and self.timeline.is_over(now) else status
-
-    def failure_reason(self, now: float) -> str:
-        """Return the FailureReason, or "" while there is none."""
-        return FAILURE_REASON if self.status(now) == "Failed" else ""
-
-    def callback_token(self, step_run: StepRun) -> str:
-        """Return the token that answers a callback step."""
-        return short_id(self.arn, step_run.step.name, step_run.attempt, "callback", length=10)
-
-    def lookup(self, reference: str) -> object:
-        """Return the value of a reference to a parameter or to the execution."""
-        return _lookup(self.pipeline, self.arn, self.created_at, self.values)(reference)
 
 
 class Executions:
@@ -120,7 +44,7 @@ class Executions:
         self._clock = clock
         self._executions: dict[str, Execution] = {}
         self._by_id: dict[str, Execution] = {}
-        self._running: list[Execution] = []
+        self._running: dict[str, Execution] = {}
         self._sequence = itertools.count()
         self.quota: int | None = None
         """How many may run at once in the account; None: any number."""
@@ -178,7 +102,7 @@ class Executions:
         pipeline.by_token[execution.token] = execution
         self._executions[execution.arn] = execution
         self._by_id[execution.id] = execution
-        self._running.append(execution)
+        self._running[execution.arn] = execution
         return {"PipelineExecutionArn": execution.arn}
 
     def _create(self, pipeline: Pipeline, request: JsonObject) -> Execution:
@@ -198,7 +122,7 @@ class Executions:
             plan = make_plan(
                 version.definition,
                 scenario,
-                _lookup(pipeline, arn, now, values),
+                execution_lookup(pipeline, arn, now, values),
                 selected={each["StepName"] for each in selection.get("SelectedSteps", ())},
                 history=History(goes=goes, succeeded=_succeeded(previous, now)),
             )
@@ -229,10 +153,10 @@ class Executions:
         answer: JsonObject = {
             "PipelineArn": execution.pipeline.arn,
             "PipelineExecutionArn": execution.arn,
-            "PipelineExecutionDisplayName": _display_name(execution),
+            "PipelineExecutionDisplayName": execution.display_name,
             "PipelineExecutionStatus": execution.status(now),
             "CreationTime": execution.created_at,
-            "LastModifiedTime": _modified(execution, now),
+            "LastModifiedTime": execution.last_modified(now),
             "CreatedBy": {},
             "LastModifiedBy": {},
             "PipelineVersionId": execution.version.number,
@@ -283,7 +207,7 @@ class Executions:
             run = Run(started_at=now, parallelism=_parallelism(request, execution.shown, execution.pipeline.shown))
             execution.change(now, runs=(*execution.runs, run))
             execution.tokens[request["ClientRequestToken"]] = "Retry"
-            self._running.append(execution)
+            self._running[execution.arn] = execution
         return {"PipelineExecutionArn": execution.arn}
 
     def list(self, request: JsonObject) -> JsonObject:
@@ -358,7 +282,7 @@ class Executions:
         if self.quota is None:
             return
         now = self._clock.now()
-        self._running = [execution for execution in self._running if not execution.timeline.is_over(now)]
+        self._running = {arn: each for arn, each in self._running.items() if not each.timeline.is_over(now)}
         if len(self._running) >= self.quota:
             raise ApiError(
                 "ResourceLimitExceeded",
@@ -366,23 +290,6 @@ class Executions:
                 f"{self.quota} Executions, with current utilization of {len(self._running)} Executions and a request "
                 "delta of 1 Executions. Please use AWS Service Quotas to request an increase for this quota.",
             )
-
-
-def _lookup(pipeline: Pipeline, arn: str, created_at: float, values: Mapping[str, parameters.Value]) -> Lookup:
-    def look(reference: str) -> object:
-        kind, _, name = reference.partition(".")
-        if kind == "Parameters":
-            return values.get(name, UNKNOWN)
-        facts = {
-            "Execution.PipelineName": pipeline.name,
-            "Execution.PipelineArn": pipeline.arn,
-            "Execution.PipelineExecutionArn": arn,
-            "Execution.PipelineExecutionId": arn.rpartition("/")[2],
-            "Execution.StartDateTime": datetime.fromtimestamp(created_at, UTC).isoformat(),
-        }
-        return facts.get(reference, UNKNOWN)
-
-    return look
 
 
 def _succeeded(previous: Execution | None, now: float) -> set[str]:
@@ -404,24 +311,12 @@ def _parallelism(*requests: Mapping[str, Any]) -> float:
     return math.inf
 
 
-def _display_name(execution: Execution) -> str:
-    generated = f"execution-{int(execution.created_at * 1000)}"
-    return str(execution.shown.get("PipelineExecutionDisplayName", generated))
-
-
-def _modified(execution: Execution, now: float) -> float:
-    moments = [moment for step in execution.timeline.steps for moment in (step.start, step.end) if moment <= now]
-    if execution.timeline.end <= now:
-        moments.append(execution.timeline.end)
-    return max(execution.modified_at, *moments, execution.created_at)
-
-
 def _summary(execution: Execution, now: float) -> JsonObject:
     summary: JsonObject = {
         "PipelineExecutionArn": execution.arn,
         "StartTime": execution.created_at,
         "PipelineExecutionStatus": execution.status(now),
-        "PipelineExecutionDisplayName": _display_name(execution),
+        "PipelineExecutionDisplayName": execution.display_name,
     }
     if "PipelineExecutionDescription" in execution.shown:
         summary["PipelineExecutionDescription"] = execution.shown["PipelineExecutionDescription"]

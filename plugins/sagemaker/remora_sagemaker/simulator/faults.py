@@ -1,4 +1,4 @@
-"""What goes wrong on purpose: errors, delays, lost answers, held requests, throttling."""
+"""What goes wrong on purpose: errors, delays, lost answers, held requests."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from remora_sagemaker.simulator.protocol import ApiError, service_model
-
-if TYPE_CHECKING:
-    from remora_sagemaker.simulator.clock import SimulatedClock
-
-ANY = "*"
-"""Every operation."""
+from remora_sagemaker.simulator.model import ANY_OPERATION, require_operation
+from remora_sagemaker.simulator.protocol import ApiError
 
 _STATUS: Mapping[str, int] = {"InternalFailure": 500, "InternalServerError": 500, "ServiceUnavailable": 503}
 
@@ -30,7 +25,7 @@ class Fault(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    operation: str = ANY
+    operation: str = ANY_OPERATION
     """The operation that is hit, or ``*``."""
     contains: str = ""
     """Only requests whose body contains this text are hit."""
@@ -54,8 +49,7 @@ class Fault(BaseModel):
     @field_validator("operation")
     @classmethod
     def _is_known(cls, operation: str) -> str:
-        if operation != ANY and operation not in service_model().operation_names:
-            raise ValueError(f"SageMaker has no operation '{operation}'")
+        require_operation(operation)
         return operation
 
     @model_validator(mode="after")
@@ -112,7 +106,7 @@ class Faults:
         """Take the fault that hits a request."""
         for armed in self._armed:
             fault = armed.fault
-            if fault.operation in {ANY, operation} and fault.contains.encode() in body:
+            if fault.operation in {ANY_OPERATION, operation} and fault.contains.encode() in body:
                 armed.left -= 1
                 if armed.left <= 0:
                     self._armed.remove(armed)
@@ -158,63 +152,3 @@ class Faults:
             await released.wait()
         finally:
             self._waiting[name] -= 1
-
-
-class Limits:
-    """Token buckets by operation: so many requests in a simulated second, and a second's worth at once."""
-
-    def __init__(self, clock: SimulatedClock) -> None:
-        """Start without limits."""
-        self._clock = clock
-        self._rates: dict[str, float] = {}
-        self._tokens: dict[str, float] = {}
-        self._filled_at: dict[str, float] = {}
-        self.refused = Counter[str]()
-        """How many requests were refused, by operation."""
-
-    @property
-    def rates(self) -> Mapping[str, float]:
-        """Requests a second, by operation."""
-        return dict(self._rates)
-
-    def set(self, rates: Mapping[str, float | None]) -> None:
-        """Set the rate of some operations; None lifts the limit. ``*`` is one bucket for all operations.
-
-        Raises:
-            ValueError: SageMaker has no such operation, or the rate is not above 0. Nothing was changed.
-        """
-        for operation, rate in rates.items():
-            if operation != ANY and operation not in service_model().operation_names:
-                raise ValueError(f"SageMaker has no operation '{operation}'")
-            if rate is not None and not 0 < rate < float("inf"):
-                raise ValueError(f"the rate of {operation} must be above 0, not {rate}")
-        for operation, rate in rates.items():
-            self._rates.pop(operation, None)
-            if rate is not None:
-                self._rates[operation] = rate
-                self._tokens[operation] = max(1.0, rate)
-                self._filled_at[operation] = self._clock.now()
-
-    def clear(self) -> None:
-        """Lift all limits."""
-        self._rates.clear()
-
-    def take(self, operation: str) -> None:
-        """Take a token for a request, or raise ApiError: ThrottlingException."""
-        if not self._rates:
-            return
-        for bucket in (operation, ANY):
-            if bucket in self._rates and not self._take(bucket):
-                self.refused[operation] += 1
-                raise ApiError("ThrottlingException", "Rate exceeded")
-
-    def _take(self, bucket: str) -> bool:
-        now, rate = self._clock.now(), self._rates[bucket]
-        filled = self._tokens[bucket] + (now - self._filled_at[bucket]) * rate
-        self._filled_at[bucket] = now
-        self._tokens[bucket] = min(max(1.0, rate), filled)
-        # The sum of many small refills may stop a hair short of a whole token.
-        if self._tokens[bucket] < 1 - 1e-9:
-            return False
-        self._tokens[bucket] -= 1
-        return True

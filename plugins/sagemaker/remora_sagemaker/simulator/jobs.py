@@ -1,89 +1,49 @@
-"""The jobs behind the steps of pipelines: what a step's metadata names, and what Describe says of it."""
+"""The jobs behind the steps of pipelines: what they are called, and what Describe says of them."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from remora_sagemaker.simulator.expressions import UNKNOWN, evaluate, without_unknown
+from botocore.model import Shape, StructureShape
+
+from remora_sagemaker.simulator.expressions import UNKNOWN, Lookup, evaluate, without_unknown
+from remora_sagemaker.simulator.model import SAGEMAKER
 from remora_sagemaker.simulator.naming import short_id
-from remora_sagemaker.simulator.paging import page
-from remora_sagemaker.simulator.protocol import Handler, service_model, validation_error
+from remora_sagemaker.simulator.protocol import Handler, validation_error
 from remora_sagemaker.simulator.shapes import JsonObject, ShapeChecks, Violation, is_array, is_object
 from remora_sagemaker.simulator.timeline import Outcome, StepRun
 
 if TYPE_CHECKING:
     from remora_sagemaker.simulator.clock import SimulatedClock
-    from remora_sagemaker.simulator.executions import Execution, Executions
+    from remora_sagemaker.simulator.execution import Execution
+    from remora_sagemaker.simulator.executions import Executions
     from remora_sagemaker.simulator.naming import Account
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class JobKind:
-    """What a type of step creates."""
-
-    member: str
-    """Of the step's metadata."""
-    resource: str
-    """Type of the resource in an ARN."""
-
-
-JOB_KINDS: Mapping[str, JobKind] = {
-    "AutoML": JobKind(member="AutoMLJob", resource="automl-job"),
-    "Model": JobKind(member="Model", resource="model"),
-    "Processing": JobKind(member="ProcessingJob", resource="processing-job"),
-    "Training": JobKind(member="TrainingJob", resource="training-job"),
-    "Transform": JobKind(member="TransformJob", resource="transform-job"),
-    "Tuning": JobKind(member="TuningJob", resource="hyper-parameter-tuning-job"),
-}
-"""By type of step: those whose metadata is the ARN of a job that is named after the step."""
 
 TRAINING_PHASES = ((0.1, "Starting"), (0.2, "Downloading"), (0.9, "Training"), (1.0, "Uploading"))
 """Secondary status of a training job, up to which part of its step's time."""
 
 
+_CHECKS = ShapeChecks(closed=True)
+
+
 class Jobs:
-    """Steps and their jobs, as the executions' courses have them."""
+    """The jobs of steps, as the courses of the executions have them."""
 
     def __init__(self, account: Account, executions: Executions, clock: SimulatedClock) -> None:
         """Take the executions whose steps these are."""
         self._account = account
         self._executions = executions
         self._clock = clock
-        self._packages: dict[tuple[str, str], int] = {}
-        self._package_count = Counter[str]()
-        self._checks = ShapeChecks(closed=True)
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return the operations."""
         return {
-            "ListPipelineExecutionSteps": self.list_steps,
             "DescribeTrainingJob": self.describe_training_job,
             "DescribeProcessingJob": self.describe_processing_job,
         }
-
-    def clear(self) -> None:
-        """Forget the model packages."""
-        self._packages.clear()
-        self._package_count.clear()
-
-    def list_steps(self, request: JsonObject) -> JsonObject:
-        """ListPipelineExecutionSteps, the latest first."""
-        if "PipelineExecutionArn" not in request:
-            raise validation_error("PipelineExecutionArn must be given.")
-        execution = self._executions.find(request["PipelineExecutionArn"])
-        now = self._clock.now()
-        numbered = list(enumerate(execution.timeline.visible(now)))
-        chosen, more = page(
-            numbered,
-            request,
-            scope=f"ListPipelineExecutionSteps/{execution.arn}",
-            key=lambda each: (each[1].start, each[0]),
-        )
-        return {"PipelineExecutionSteps": [self._step(execution, step, now) for _, step in chosen], **more}
 
     def describe_training_job(self, request: JsonObject) -> JsonObject:
         """DescribeTrainingJob, for the job of a step."""
@@ -113,134 +73,55 @@ class Jobs:
                 return execution, step
         return None
 
-    def _step(self, execution: Execution, run: StepRun, now: float) -> JsonObject:
-        stopped_at = execution.timeline.stopped_at
-        step: JsonObject = {
-            "StepName": run.step.name,
-            "StartTime": run.start,
-            "StepStatus": run.status(now, stopped_at),
-            "AttemptCount": run.attempt,
-        }
-        if run.step.display_name:
-            step["StepDisplayName"] = run.step.display_name
-        if run.step.description:
-            step["StepDescription"] = run.step.description
-        if now >= run.end:
-            step["EndTime"] = run.end
-            if run.outcome is Outcome.FAILED:
-                step["FailureReason"] = self._failure_reason(execution, run)
-        if execution.reused_from is not None and run.step.name in execution.plan.reused:
-            step["CacheHitResult"] = {"SourcePipelineExecutionArn": execution.reused_from.arn}
-        if run.has_job(now):
-            step["Metadata"] = self._metadata(execution, run, now)
-        return step
-
-    def _failure_reason(self, execution: Execution, run: StepRun) -> str:
-        if run.reason:
-            return run.reason
-        if run.step.type == "Fail":
-            message = evaluate(run.step.arguments.get("ErrorMessage", ""), execution.lookup)
-            return str("" if message is UNKNOWN else message)[:1024]
-        return f"ClientError: {job_failure_reason(execution)}"
-
-    def _metadata(self, execution: Execution, run: StepRun, now: float) -> JsonObject:
-        """Return what SageMaker shows of the thing that a step made, by the member's name."""
-        kind = run.step.type
-        if kind in JOB_KINDS:
-            job = JOB_KINDS[kind]
-            return {job.member: {"Arn": self._account.arn(f"{job.resource}/{job_name(execution, run)}")}}
-        match kind:
-            case "RegisterModel":
-                facts: JsonObject = {"Arn": self._model_package_arn(execution, run)}
-            case "Condition":
-                facts = {"Outcome": str(execution.plan.outcomes[run.step.name])}
-            case "Fail":
-                facts = {"ErrorMessage": self._failure_reason(execution, run)}
-            case "Lambda":
-                facts = {"Arn": evaluate(run.step.properties.get("FunctionArn", UNKNOWN), execution.lookup)}
-            case "Callback":
-                answer = execution.answers.get((run.step.name, run.attempt))
-                facts = {
-                    "CallbackToken": execution.callback_token(run),
-                    "SqsQueueUrl": evaluate(run.step.properties.get("SqsQueueUrl", UNKNOWN), execution.lookup),
-                    "OutputParameters": list(answer.outputs) if answer and now >= answer.at else [],
-                }
-            case "EMR":
-                identifier = short_id(execution.arn, run.step.name, run.attempt).upper()
-                facts = {"ClusterId": f"j-{identifier}", "StepId": f"s-{identifier}"}
-            case _:
-                facts = {"CheckJobArn": self._account.arn(f"processing-job/{job_name(execution, run)}")}
-        return {kind: without_unknown(facts)}
-
-    def _model_package_arn(self, execution: Execution, run: StepRun) -> str:
-        """Return the ARN of the package that a RegisterModel step made. Versions count up in each group."""
-        wanted = evaluate(run.step.arguments.get("ModelPackageGroupName"), execution.lookup)
-        group = wanted if isinstance(wanted, str) else execution.pipeline.name
-        key = execution.arn, run.step.name
-        if key not in self._packages:
-            self._package_count[group] += 1
-            self._packages[key] = self._package_count[group]
-        return self._account.arn(f"model-package/{group}/{self._packages[key]}")
-
-    def _arguments(self, execution: Execution, run: StepRun, operation: str) -> JsonObject:
-        """Return the step's arguments as far as the answer of an operation has members for them, and they are sound."""
-
-        def look(reference: str) -> object:
-            if not reference.startswith("Steps."):
-                return execution.lookup(reference)
-            return self._property(execution, reference)
-
-        shape = service_model().operation_model(operation).output_shape
-        assert shape is not None
-        arguments = without_unknown(evaluate(run.step.arguments, look))
-        sound: JsonObject = {}
-        for name, value in arguments.items():
-            found: list[Violation] = []
-            if name in shape.members:
-                self._checks.of(shape.members[name])(value, name, found)
-                if not found:
-                    sound[name] = value
-        return sound
-
-    def _property(self, execution: Execution, reference: str) -> object:
-        """Return what a reference such as ``Steps.Train.ModelArtifacts.S3ModelArtifacts`` stands for."""
-        _, name, *path = re.findall(r"[^.\[\]'\"]+", reference)
-        for run in execution.timeline.steps:
-            if run.step.name == name:
-                match run.step.type:
-                    case "Training":
-                        return _follow(self._training_job(execution, run), path)
-                    case "Processing":
-                        return _follow(self._processing_job(execution, run), path)
-                    case _:
-                        return UNKNOWN
-        return UNKNOWN
-
     def _training_job(self, execution: Execution, run: StepRun) -> JsonObject:
-        arguments = self._arguments(execution, run, "DescribeTrainingJob")
-        name = job_name(execution, run)
-        output = arguments.get("OutputDataConfig", {}).get("S3OutputPath", f"s3://sagemaker-{self._account.region}")
-        job: JsonObject = {
+        state = self._state(execution, run, "Training")
+        return {
             "StoppingCondition": {"MaxRuntimeInSeconds": 86_400},
-            **arguments,
-            "TrainingJobName": name,
-            "TrainingJobArn": self._account.arn(f"training-job/{name}"),
-            "ModelArtifacts": {"S3ModelArtifacts": f"{output.rstrip('/')}/{name}/output/model.tar.gz"},
-            **self._state(execution, run, "Training"),
+            **self._arguments(execution, run, "DescribeTrainingJob"),
+            **self._identity(execution, run, _References(self, execution)),
+            **state,
+            "SecondaryStatus": _secondary_status(run, state["TrainingJobStatus"], self._clock.now()),
         }
-        job["SecondaryStatus"] = _secondary_status(run, job["TrainingJobStatus"], self._clock.now())
-        return job
 
     def _processing_job(self, execution: Execution, run: StepRun) -> JsonObject:
-        name = job_name(execution, run)
         return {
             "ProcessingResources": {"ClusterConfig": {"VolumeSizeInGB": 30}},
             "AppSpecification": {"ImageUri": "simulated"},
             **self._arguments(execution, run, "DescribeProcessingJob"),
-            "ProcessingJobName": name,
-            "ProcessingJobArn": self._account.arn(f"processing-job/{name}"),
+            **self._identity(execution, run, _References(self, execution)),
             **self._state(execution, run, "Processing"),
         }
+
+    def _arguments(self, execution: Execution, run: StepRun, operation: str) -> JsonObject:
+        """Return the step's arguments as far as the answer of an operation has members for them, and they are sound."""
+        shape = SAGEMAKER.operation_model(operation).output_shape
+        assert shape is not None
+        return sound(shape, evaluate(run.step.arguments, _References(self, execution)))
+
+    def _identity(self, execution: Execution, run: StepRun, lookup: Lookup) -> JsonObject:
+        """Return the members that other steps may refer to and that are not among the arguments."""
+        name = job_name(execution, run)
+        match run.step.type:
+            case "Training":
+                output = evaluate(_follow(run.step.arguments, ["OutputDataConfig", "S3OutputPath"]), lookup)
+                base = output.rstrip("/") if isinstance(output, str) else f"s3://sagemaker-{self._account.region}"
+                return {
+                    "TrainingJobName": name,
+                    "TrainingJobArn": self._account.arn(f"training-job/{name}"),
+                    "ModelArtifacts": {"S3ModelArtifacts": f"{base}/{name}/output/model.tar.gz"},
+                }
+            case "Processing":
+                return {"ProcessingJobName": name, "ProcessingJobArn": self._account.arn(f"processing-job/{name}")}
+            case _:
+                return {}
+
+    def property(self, execution: Execution, name: str, path: Sequence[str], lookup: Lookup) -> object:
+        """Return what ``Steps.<name>.<path>`` stands for, or UNKNOWN."""
+        for run in execution.timeline.steps:
+            if run.step.name == name:
+                found = _follow({**run.step.arguments, **self._identity(execution, run, lookup)}, path)
+                return evaluate(found, lookup)
+        return UNKNOWN
 
     def _state(self, execution: Execution, run: StepRun, kind: str) -> JsonObject:
         """Return the members that change while the job runs."""
@@ -263,6 +144,24 @@ class Jobs:
         return state
 
 
+class _References:
+    """The values of references to parameters, to the execution, and to what other steps made. Each is found once."""
+
+    def __init__(self, jobs: Jobs, execution: Execution) -> None:
+        self._jobs = jobs
+        self._execution = execution
+        self._known: dict[str, object] = {}
+
+    def __call__(self, reference: str) -> object:
+        if reference not in self._known:
+            kind, *path = re.findall(r"[^.\[\]'\"]+", reference)
+            if kind == "Steps":
+                self._known[reference] = self._jobs.property(self._execution, path[0], path[1:], self)
+            else:
+                self._known[reference] = self._execution.lookup(reference)
+        return self._known[reference]
+
+
 def job_name(execution: Execution, run: StepRun) -> str:
     """Return the name of a step's job, at most 63 characters, as SageMaker makes it: pipelines-<id>-<step>-<random>."""
     step = run.step.name[:29].replace("_", "-").strip("-")
@@ -282,7 +181,22 @@ def _secondary_status(run: StepRun, status: str, now: float) -> str:
     return next(phase for until, phase in TRAINING_PHASES if done <= until)
 
 
-def _follow(value: object, path: list[str]) -> object:
+def sound(shape: Shape, value: object) -> JsonObject:
+    """Return those members of a value that a structure of the model has and that are as the model wants them."""
+    assert isinstance(shape, StructureShape)
+    members = without_unknown(value)
+    if not is_object(members):
+        return {}
+    return {name: member for name, member in members.items() if name in shape.members and _fits(shape, name, member)}
+
+
+def _fits(shape: StructureShape, name: str, value: object) -> bool:
+    found: list[Violation] = []
+    _CHECKS.of(shape.members[name])(value, name, found)
+    return not found
+
+
+def _follow(value: object, path: Sequence[str]) -> object:
     """Walk down a description by names of members and of outputs."""
     for part in path:
         if is_object(value):

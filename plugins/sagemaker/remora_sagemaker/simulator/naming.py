@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from dataclasses import dataclass
 
 
@@ -13,6 +14,13 @@ class Account:
 
     region: str = "us-east-1"
     account: str = "123456789012"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what cannot be part of an ARN."""
+        if not re.fullmatch(r"[a-z0-9-]{1,32}", self.region):
+            raise ValueError(f"'{self.region}' is not the name of a region")
+        if not re.fullmatch(r"\d{12}", self.account):
+            raise ValueError(f"'{self.account}' is not an account; it has 12 digits")
 
     def arn(self, resource: str) -> str:
         """Return the ARN of a resource, for example ``pipeline/TrainPipeline``."""

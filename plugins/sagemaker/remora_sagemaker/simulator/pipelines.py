@@ -14,7 +14,7 @@ from remora_sagemaker.simulator.shapes import JsonObject
 
 if TYPE_CHECKING:
     from remora_sagemaker.simulator.clock import SimulatedClock
-    from remora_sagemaker.simulator.executions import Execution
+    from remora_sagemaker.simulator.execution import Execution
     from remora_sagemaker.simulator.naming import Account
 
 

@@ -6,16 +6,14 @@ the model says, nothing from memory.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
 import structlog
-from botocore.loaders import Loader
-from botocore.model import ServiceModel
 
+from remora_sagemaker.simulator.model import SAGEMAKER
 from remora_sagemaker.simulator.shapes import Check, JsonObject, ShapeChecks, Violation
 
 CONTENT_TYPE = "application/x-amz-json-1.1"
@@ -49,12 +47,6 @@ def validation_error(message: str) -> ApiError:
 def not_found(message: str) -> ApiError:
     """Return the error for something that does not exist."""
     return ApiError("ResourceNotFound", message)
-
-
-@functools.cache
-def service_model() -> ServiceModel:
-    """Return botocore's model of SageMaker. Reading it takes about 0.2 s, so it is read once."""
-    return ServiceModel(Loader().load_service_model("sagemaker", "service-2"), service_name="sagemaker")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,15 +89,14 @@ class Protocol:
 
     def _compile(self, target: str) -> Operation:
         prefix, _, name = target.partition(".")
-        model = service_model()
-        if prefix != model.metadata.get("targetPrefix") or name not in model.operation_names:
+        if prefix != SAGEMAKER.metadata.get("targetPrefix") or name not in SAGEMAKER.operation_names:
             raise ApiError(
                 "UnknownOperationException",
                 f"SageMaker has no operation '{target}'. The header X-Amz-Target must be SageMaker.<operation>.",
             )
         if name not in self._handlers:
             raise ApiError("UnsupportedOperationException", f"This simulator does not simulate the operation {name}.")
-        shapes = model.operation_model(name)
+        shapes = SAGEMAKER.operation_model(name)
         return Operation(
             name=name,
             handler=self._handlers[name],

@@ -16,12 +16,14 @@ from aiohttp import web
 from remora_sagemaker.simulator.clock import SimulatedClock
 from remora_sagemaker.simulator.control import add_control_routes
 from remora_sagemaker.simulator.executions import Executions
-from remora_sagemaker.simulator.faults import ConnectionLost, Faults, Limits
+from remora_sagemaker.simulator.faults import ConnectionLost, Faults
 from remora_sagemaker.simulator.jobs import Jobs
+from remora_sagemaker.simulator.limits import Limits
 from remora_sagemaker.simulator.naming import Account, short_id
 from remora_sagemaker.simulator.pipelines import Pipelines
 from remora_sagemaker.simulator.protocol import CONTENT_TYPE, ApiError, Operation, Protocol
 from remora_sagemaker.simulator.shapes import JsonObject
+from remora_sagemaker.simulator.steps import Steps
 
 MAX_BODY = 8 * 1024 * 1024
 """Bytes of a request: a pipeline definition may have 1 MiB, and each of its characters a JSON escape."""
@@ -57,12 +59,14 @@ class Simulator:
         self.calls = Counter[str]()
         """How many requests came, by operation."""
         self._jobs = Jobs(self.account, self.executions, self.clock)
+        self._steps = Steps(self.account, self.executions, self.clock)
         self._latency = latency
         self._initial: dict[str, str] = {}
         self._protocol = Protocol(
             {
                 **self.pipelines.handlers(),
                 **self.executions.handlers(),
+                **self._steps.handlers(),
                 **self._jobs.handlers(),
             }
         )
@@ -95,7 +99,7 @@ class Simulator:
 
     def reset(self) -> None:
         """Go back to the start: the initial pipelines, no executions, no faults, no limits. Time goes on."""
-        self._jobs.clear()
+        self._steps.clear()
         self.executions.clear()
         self.executions.quota = None
         self.pipelines.clear()
