@@ -67,12 +67,12 @@ class TokenBucket:
     """
 
     def __init__(self, rate: float, burst: float, clock: Clock) -> None:
-        """Take calls a second and calls at once, both above 0."""
+        """Take calls a second, above 0, and calls at once; less than one call at once counts as one."""
         self._configured = rate
         self._rate = rate
-        self._burst = burst
+        self._burst = max(burst, 1.0)
         self._clock = clock
-        self._tokens = burst
+        self._tokens = self._burst
         self._filled_at = clock.monotonic()
         self._turn = asyncio.Lock()
 
@@ -199,6 +199,8 @@ async def completed(work: Coroutine[Any, Any, T]) -> T:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # nobody is left to hear it
         raise
 
 
