@@ -13,14 +13,13 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import queue
 import sqlite3
-import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+from remora.batch import BatchThread, Job
 from remora.errors import ConfigurationError, NewerSchemaError, StorageUnavailable
 
 __all__ = ["Connection", "Database", "lock_directory"]
@@ -28,37 +27,10 @@ __all__ = ["Connection", "Database", "lock_directory"]
 T = TypeVar("T")
 Connection: TypeAlias = sqlite3.Connection
 
-_LARGEST_BATCH = 1024
 _APPLICATION_ID = 0x52454D4F  # "REMO": `file` and PRAGMA application_id show whose file it is
 
 
-class _Write:
-    """One caller's operation and where its outcome goes."""
-
-    __slots__ = ("error", "future", "loop", "operation", "result")
-
-    def __init__(self, operation: Callable[[Connection], Any], future: asyncio.Future[Any]) -> None:
-        self.operation = operation
-        self.future = future
-        self.loop = future.get_loop()
-        self.result: Any = None
-        self.error: BaseException | None = None
-
-    def run(self, connection: Connection) -> None:
-        try:
-            self.result, self.error = self.operation(connection), None
-        except sqlite3.Error:
-            raise
-        except Exception as error:  # noqa: BLE001 -- it belongs to the caller who waits for it
-            self.error = error
-
-    def deliver(self) -> None:
-        if self.future.done():
-            return  # the caller was cancelled; the write stands all the same
-        if self.error is None:
-            self.future.set_result(self.result)
-        else:
-            self.future.set_exception(self.error)
+Operation: TypeAlias = Callable[[Connection], Any]
 
 
 class Database:
@@ -71,8 +43,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         """Use :meth:`open`."""
         self._path = path
-        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
-        self._writer = threading.Thread(target=self._run, name=f"write {path.name}", daemon=True)
+        self._writer: BatchThread[Operation]
         self._reader = ThreadPoolExecutor(1, thread_name_prefix=f"read {path.name}")
         self._write_connection: Connection
         self._read_connection: Connection
@@ -90,7 +61,7 @@ class Database:
         """
         database = cls(path)
         await asyncio.to_thread(database._connect, migrations)
-        database._writer.start()
+        database._writer = BatchThread(f"write {path.name}", database._commit)
         try:
             yield database
         finally:
@@ -102,9 +73,8 @@ class Database:
         Raises:
             StorageUnavailable: the disk refuses; nothing was changed.
         """
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._queue.put(_Write(operation, future))
-        return await future
+        result: T = await self._writer.done(operation)
+        return result
 
     async def read(self, operation: Callable[[Connection], T]) -> T:
         """Run an operation that only reads, on what is committed.
@@ -157,63 +127,33 @@ class Database:
         connection.execute("COMMIT")
 
     def _close(self) -> None:
-        self._queue.put(None)
-        self._writer.join()
+        self._writer.close()
         self._reader.shutdown()
         self._read_connection.close()
         self._write_connection.close()
 
-    def _run(self) -> None:
-        while batch := self._take():
-            try:
-                self._commit(batch)
-            except sqlite3.Error as error:
-                if len(batch) == 1:
-                    batch[0].error = self._unavailable(error)
-                else:
-                    self._commit_each(batch)
-            for loop in {write.loop for write in batch}:
-                done = [write for write in batch if write.loop is loop]
-                # A loop that was closed has nobody left who waits.
-                with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(_deliver, done)
+    def _commit(self, jobs: Sequence[Job[Operation]]) -> None:
+        try:
+            self._transact(jobs)
+        except sqlite3.Error as error:
+            if len(jobs) == 1:
+                jobs[0].error = self._unavailable(error)
+                return
+            # Find the one that the disk refused: the others must not suffer for it.
+            for job in jobs:
+                self._commit([job])
 
-    def _take(self) -> list[_Write]:
-        """Wait for a write, and take with it all that came meanwhile. Empty at the end."""
-        first = self._queue.get()
-        if first is None:
-            return []
-        batch = [first]
-        while len(batch) < _LARGEST_BATCH:
-            try:
-                write = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if write is None:
-                self._queue.put(None)  # the end comes after this batch
-                break
-            batch.append(write)
-        return batch
-
-    def _commit(self, batch: Sequence[_Write]) -> None:
+    def _transact(self, jobs: Sequence[Job[Operation]]) -> None:
         connection = self._write_connection
         try:
             connection.execute("BEGIN IMMEDIATE")
-            for write in batch:
-                write.run(connection)
+            for job in jobs:
+                _perform(job, connection)
             connection.execute("COMMIT")
         except sqlite3.Error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-
-    def _commit_each(self, batch: Sequence[_Write]) -> None:
-        """Find the one that the disk refused: the others must not suffer for it."""
-        for write in batch:
-            try:
-                self._commit([write])
-            except sqlite3.Error as error:
-                write.error = self._unavailable(error)
 
     def _unavailable(self, error: sqlite3.Error) -> StorageUnavailable:
         return StorageUnavailable(
@@ -221,9 +161,13 @@ class Database:
         )
 
 
-def _deliver(writes: Sequence[_Write]) -> None:
-    for write in writes:
-        write.deliver()
+def _perform(job: Job[Operation], connection: Connection) -> None:
+    try:
+        job.result, job.error = job.work(connection), None
+    except sqlite3.Error:
+        raise
+    except Exception as error:  # noqa: BLE001 -- it belongs to the caller who waits for it
+        job.error = error
 
 
 @contextlib.contextmanager

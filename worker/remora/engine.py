@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -22,7 +22,7 @@ from remora.journal import Journal
 from remora.ledger import Ledger, Move
 from remora.metrics import Metrics
 from remora.observer import Observer
-from remora.pace import Timetable, wait_for
+from remora.pace import Timetable, completed, wait_for
 from remora.plugin import Clock, Failure, InvalidTask, JobState, LogSource, Observation, TaskDefinition, TaskKey
 from remora.registry import AnyHandler, Registry, parse
 from remora.task import Stop, StopCause, TaskRecord, TaskState
@@ -73,6 +73,9 @@ class Engine:
         self._settings = settings
         self._ledger = Ledger(journal, logs, clock, metrics)
         self._observers = {name: Observer(handler, self, clock, metrics) for name, handler in registry.handlers.items()}
+        self._log_sources: Mapping[str, LogSource[Any]] = {
+            name: handler for name, handler in registry.handlers.items() if isinstance(handler, LogSource)
+        }
         self._driver = Driver(
             self._ledger,
             journal,
@@ -126,7 +129,10 @@ class Engine:
     # For doors: see remora.door.TaskService.
 
     async def accept(self, assignment: Assignment) -> TaskRecord:
-        """Take a task; it is on disk when this returns."""
+        """Take a task; it is on disk when this returns. A caller who goes leaves no task that nobody drives."""
+        return await completed(self._accept(assignment))
+
+    async def _accept(self, assignment: Assignment) -> TaskRecord:
         key = assignment.definition.key
         full = len(self._ledger) >= self._settings.capacity
         # A repeated dispatch is answered even by a worker that takes nothing new.
@@ -146,7 +152,10 @@ class Engine:
         return record
 
     async def cancel(self, key: TaskKey, *, door: str, fencing_token: int, reason: str) -> TaskRecord:
-        """Wish an end; the wish is on disk when this returns."""
+        """Wish an end; the wish is on disk when this returns, and is carried out even if the caller goes."""
+        return await completed(self._cancel(key, door, fencing_token, reason))
+
+    async def _cancel(self, key: TaskKey, door: str, fencing_token: int, reason: str) -> TaskRecord:
         stop = Stop(cause=StopCause.CANCEL, reason=reason or "no reason given", requested_at=self._clock.now())
         record = self._ledger.get(key) or await self._journal.get(key)
         if record is None:
@@ -234,12 +243,11 @@ class Engine:
         record = self._ledger.get(key)
         if record is None or record.state is not TaskState.RUNNING:
             return
-        handler = self._registry.handlers[record.task_type]
         handle = record.handle if observation.handle is None else observation.handle.model_dump_json()
         # Lines first: who sees a final state must find the whole log.
         await self._ledger.say(key, *observation.log)
-        if isinstance(handler, LogSource):
-            await self._copy_job_log(record, handler, handle)
+        if source := self._log_sources.get(record.task_type):
+            await self._copy_job_log(record, source, handle)
         if observation.state is not JobState.RUNNING:
             expected = observation.state is JobState.SUCCEEDED or record.stop is not None
             level = "INFO" if expected else "ERROR"
@@ -270,9 +278,10 @@ class Engine:
     async def _accept_again(self, assignment: Assignment) -> TaskRecord:
         """Answer a dispatch of a key that is known."""
         record = await self.get(assignment.definition.key)
-        if not record.fingerprint:
+        known = await self._journal.definition(record.key)
+        if known is None:
             return record  # cancelled before it was seen, and so it stays
-        if record.fingerprint != moves.fingerprint(assignment.definition):
+        if replace(known, name=assignment.definition.name) != assignment.definition:
             raise TaskConflict(f"{record.key} is known with another definition; use a new task id or attempt")
         _refuse_stale(record, assignment.fencing_token)
         if record.fencing_token >= assignment.fencing_token and record.state is not TaskState.RELEASED:

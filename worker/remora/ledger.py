@@ -61,7 +61,10 @@ class Ledger:
         Raises:
             StorageUnavailable: nothing was written.
         """
-        return await completed(self._insert(record, definition))
+        written = await self._journal.insert(record, definition)
+        if written is record and not record.state.final:
+            self.hold(record)
+        return written
 
     async def change(self, key: TaskKey, move: Move, *, finished: bool = False) -> TaskRecord | None:
         """Move a task; return it as it is then. None if it is not unfinished; with `finished` those move too.
@@ -69,23 +72,22 @@ class Ledger:
         Raises:
             StorageUnavailable: nothing was changed.
         """
-        if key not in self._live and not finished:
+        before = self._live.get(key)
+        if before is None and not finished:
             return None
+        if before is not None and key not in self._locks and move(before, self._clock.now()) is before:
+            return before  # nothing to write, as mostly when a job was looked at
         return await completed(self._change(key, move, finished=finished))
 
     async def say(self, key: TaskKey, *lines: str, level: str = "INFO") -> None:
         """Write to the task's log. A disk that refuses a line must not stop the task."""
+        if not lines:
+            return
         try:
             await self._logs.append(key, lines, level=level)
         except OSError as error:
             # With the lines, so that they are in the worker's own log at least.
             log.error("task_log_not_written", task_id=key.task_id, error=str(error), lines=lines)  # noqa: TRY400 -- no defect
-
-    async def _insert(self, record: TaskRecord, definition: TaskDefinition | None) -> TaskRecord:
-        written = await self._journal.insert(record, definition)
-        if written is record and not record.state.final:
-            self.hold(record)
-        return written
 
     async def _change(self, key: TaskKey, move: Move, *, finished: bool) -> TaskRecord | None:
         async with self._locks.setdefault(key, asyncio.Lock()):

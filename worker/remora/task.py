@@ -15,7 +15,6 @@ that no job exists, or seeing that it ended, makes a task CANCELLED.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -106,8 +105,6 @@ class TaskRecord:
     name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     timeout: float | None = None
-    fingerprint: str = ""
-    """Of the definition; empty for a tombstone."""
     fencing_token: int = 0
     detail: str = ""
     handle: str = ""
@@ -134,17 +131,6 @@ def next_step(record: TaskRecord) -> Step:
     if record.state is TaskState.RUNNING:
         return Step.OBSERVE if record.stop is None else Step.STOP
     return Step.NOTHING
-
-
-def fingerprint(definition: TaskDefinition) -> str:
-    """Return a digest that two definitions share only if they ask for the same thing. The name does not count."""
-    content = [
-        definition.task_type,
-        definition.parameters,
-        definition.timeout,
-        sorted(definition.labels.items()),
-    ]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def accepted(assignment: Assignment, handle: str, now: float) -> TaskRecord:
@@ -270,7 +256,6 @@ def _born(assignment: Assignment, now: float) -> TaskRecord:
         name=definition.name or definition.key.task_id,
         labels=definition.labels,
         timeout=definition.timeout,
-        fingerprint=fingerprint(definition),
         fencing_token=assignment.fencing_token,
         detail="accepted",
     )

@@ -7,16 +7,16 @@ written is in the operating system's hands: it survives ``kill -9``, not the los
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import hashlib
 import os
 import urllib.parse
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from remora.batch import BatchThread, Job
 from remora.pace import Signal
 from remora.plugin import Clock, TaskKey
 
@@ -34,13 +34,13 @@ class TaskLogs:
         self._directory = directory
         self._clock = clock
         # One thread: lines of one task stay in order, and the disk sees one writer.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="task log")
+        self._thread: BatchThread[Callable[[], Any]] = BatchThread("task logs", _do_each)
         self.grew = Signal()
         """Notified after every append."""
 
     def close(self) -> None:
         """Write what waits, then stop."""
-        self._thread.shutdown()
+        self._thread.close()
 
     async def append(self, key: TaskKey, lines: Sequence[str], *, level: str = "INFO") -> None:
         """Append lines, each stamped with the time. Line ends inside one make it several.
@@ -132,7 +132,16 @@ class TaskLogs:
                 parent.rmdir()
 
     async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        result: T = await self._thread.done(partial(function, *arguments))
+        return result
+
+
+def _do_each(jobs: Sequence[Job[Callable[[], Any]]]) -> None:
+    for job in jobs:
+        try:
+            job.result = job.work()
+        except Exception as error:  # noqa: BLE001 -- it belongs to the caller who waits for it
+            job.error = error
 
 
 def _size(path: Path) -> int:
