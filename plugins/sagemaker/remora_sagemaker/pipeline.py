@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import structlog
@@ -138,7 +139,10 @@ class PipelineHandler(TaskHandler[SageMakerParameters, PipelineHandle]):
 
     def classify(self, error: Exception) -> Failure | None:
         """See :meth:`TaskHandler.classify`."""
-        return errors.classify(error)
+        failure = errors.classify(error)
+        if failure is not None and failure.code in _GONE:
+            return replace(failure, message=f"{failure.message} (region {self._region})")
+        return failure
 
     def _target(self, handle: PipelineHandle) -> Target:
         return Target(region=handle.region, role_arn=self._settings.role_arn, endpoint=self._settings.endpoint)

@@ -32,8 +32,8 @@ class SageMakerPlugin(Plugin):
         """Load the SDK and SageMaker's model; calls nobody.
 
         Raises:
-            ValueError: no region is configured anywhere, or a rate for an operation that does not exist.
-            botocore.exceptions.BotoCoreError: the AWS configuration files are wrong.
+            ValueError: no region is configured anywhere, a rate is given for an operation that does not exist, or the
+                AWS configuration files are wrong.
         """
         return _open(settings, clock)
 
@@ -79,8 +79,15 @@ async def _connect(settings: SageMakerSettings, clock: Clock) -> AsyncGenerator[
 def _load(settings: SageMakerSettings, clock: Clock) -> BotoAws:
     # The SDK takes a quarter of a second and 30 MB: only who opens the plugin pays, and not on the event loop.
     from remora_sagemaker.aws import BotoAws  # noqa: PLC0415
+    from remora_sagemaker.errors import classify  # noqa: PLC0415
 
-    return BotoAws(settings, clock)
+    try:
+        return BotoAws(settings, clock)
+    except Exception as error:
+        failure = classify(error)
+        if failure is None:
+            raise
+        raise ValueError(failure.message) from error
 
 
 def _region(aws: BotoAws) -> str:

@@ -54,7 +54,8 @@ class Step:
     @property
     def child(self) -> str:
         """What it made, for people: ``TrainingJob pipelines-abc-Train-xyz``."""
-        name = self.identity.rsplit("/", 1)[-1] if self.identity.startswith("arn:") else self.identity
+        resource = self.identity.rpartition(":")[2] if self.identity.startswith("arn:") else self.identity
+        name = resource.partition("/")[2] or resource
         return f"{self.kind} {name}".strip()
 
     def __str__(self) -> str:

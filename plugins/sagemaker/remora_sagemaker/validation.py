@@ -179,7 +179,8 @@ def _number(kinds: type | tuple[type, ...], name: str, limits: Mapping[str, Any]
     def check(value: object) -> Problems:
         if isinstance(value, bool) or not isinstance(value, kinds):
             unquoted = isinstance(value, str) and value.strip().isdecimal()
-            return [("", f"must be {name}, not {_kind(value)}" + ": remove the quotes" * unquoted)]
+            instead = "" if isinstance(value, float) else f", not {_kind(value)}" + ": remove the quotes" * unquoted
+            return [("", f"must be {name}{instead}")]
         number: Any = value
         if (low is not None and number < low) or (high is not None and number > high):
             return [("", f"must be {_range(low, high)}")]
@@ -227,7 +228,8 @@ def _required(shape: Any) -> Sequence[str]:  # noqa: ANN401 -- a StructureShape
 
 
 def _hints(shape: Any) -> str:  # noqa: ANN401 -- a StructureShape
-    names = sorted(shape.members, key=lambda name: (name not in shape.required_members, name))
+    required = _required(shape)
+    names = sorted(shape.members, key=lambda name: (name not in required, name))
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")  # noqa: PLR2004 -- enough for a message
 
 
