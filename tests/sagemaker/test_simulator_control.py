@@ -181,6 +181,27 @@ async def test_a_held_request_takes_effect_even_if_its_client_is_gone_by_then(cl
     assert len(await client.executions()) == 1
 
 
+async def test_a_held_request_is_cut_off_by_a_reset_and_never_takes_effect(client, simulator):
+    simulator.faults.add(Fault(operation="StartPipelineExecution", hold="door"))
+    starting = asyncio.create_task(client.start(), name="starting")
+    await simulator.faults.held("door")
+    await client.control("POST", "reset")
+    with pytest.raises(aiohttp.ClientConnectionError):
+        await starting
+    assert await client.executions() == []
+
+
+async def test_several_requests_may_be_held_together(client, simulator):
+    simulator.faults.add(Fault(operation="DescribePipeline", hold="door", times=2))
+    first = asyncio.create_task(client.describe(), name="first")
+    await simulator.faults.held("door")
+    second = asyncio.create_task(client.describe(), name="second")
+    while (await client.control("GET", "calls"))[1]["waiting"] != {"door": 2}:
+        assert not second.done()
+    assert simulator.faults.release("door") == 2
+    assert [status for status, _ in await asyncio.gather(first, second)] == [200, 200]
+
+
 async def test_a_hold_that_nobody_reaches_times_out(client):
     status, answer = await client.control("GET", "holds/door?timeout=0.001")
     assert (status, answer) == (408, {"error": "nothing happened in that time"})

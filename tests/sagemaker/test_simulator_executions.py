@@ -250,6 +250,18 @@ def test_a_training_job_shows_its_phases_its_arguments_and_its_artifacts(simulat
     assert inputs[0]["S3Input"]["S3Uri"] == job["ModelArtifacts"]["S3ModelArtifacts"]
 
 
+@pytest.mark.parametrize(
+    "path", ["nowhere", "s3://", "s3://b/\n", 7, {"Get": "Steps.Prepare.Unknown"}, "s3://" + "b" * 2000]
+)
+def test_artifacts_have_a_place_though_the_output_path_is_nonsense(simulator, clock, path):
+    train = {"Name": "Train", "Type": "Training", "Arguments": {"OutputDataConfig": {"S3OutputPath": path}}}
+    pipeline(simulator, "Odd", {"Name": "Prepare", "Type": "Processing"}, train)
+    arn = start(simulator, "Odd")
+    clock.advance(20)
+    artifacts = training_job(simulator, arn)["ModelArtifacts"]["S3ModelArtifacts"]
+    assert artifacts.startswith("s3://sagemaker-us-east-1/")
+
+
 @pytest.mark.parametrize("name", ["mine", "pipelines-000000000000-Train-0000000000"])
 def test_a_job_that_does_not_exist_is_a_validation_error_as_in_the_service(simulator, name):
     with refused("ValidationException", "Requested resource not found"):

@@ -12,6 +12,7 @@ As a process, ``python -m remora_sagemaker.simulator --help``; point any AWS cli
         simulator.clock.advance(30)                       # seconds
         started = list(simulator.executions)              # .arn .token .replays .status(now) ...
         simulator.calls["StartPipelineExecution"]         # requests that came
+        simulator.executions.quota = 10                   # at once; None: any number
 
 Use it from the event loop that serves; clients may be in threads or other processes.
 

@@ -215,13 +215,13 @@ class Executions:
         refuse_alias(request)
         pipeline = self._pipelines.find(request["PipelineName"])
         now = self._clock.now()
-        by_arn = request.get("SortBy") == "PipelineExecutionArn"
-        chosen, more = page(
-            (each for each in pipeline.executions if created_between(each.created_at, request)),
-            request,
-            scope=f"ListPipelineExecutions/{pipeline.name}/{request.get('SortBy')}",
-            key=lambda each: (each.arn,) if by_arn else (each.created_at, each.sequence),
-        )
+        found = created_between(pipeline.executions, request, created=lambda each: each.created_at)
+        scope = f"ListPipelineExecutions/{pipeline.name}/{request.get('SortBy')}"
+        if request.get("SortBy") == "PipelineExecutionArn":
+            found = sorted(found, key=lambda each: each.arn)
+            chosen, more = page(found, request, scope=scope, key=lambda each: (each.arn,))
+        else:
+            chosen, more = page(found, request, scope=scope, key=lambda each: (each.sequence,))
         return {"PipelineExecutionSummaries": [_summary(execution, now) for execution in chosen], **more}
 
     def describe_definition(self, request: JsonObject) -> JsonObject:
@@ -233,7 +233,7 @@ class Executions:
         """ListPipelineParametersForExecution: those that were given and the defaults of the others."""
         execution = self.find(request["PipelineExecutionArn"])
         chosen, more = page(
-            execution.values,
+            sorted(execution.values),
             request,
             scope=f"ListPipelineParametersForExecution/{execution.arn}",
             key=lambda name: (name,),

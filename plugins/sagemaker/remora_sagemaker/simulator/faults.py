@@ -73,7 +73,7 @@ class Faults:
     def __init__(self) -> None:
         """Start with none."""
         self._armed: list[_Armed] = []
-        self._holds: dict[str, asyncio.Event] = {}
+        self._holds: dict[str, asyncio.Future[bool]] = {}
         self._waiting = Counter[str]()
         self._arrival = asyncio.Event()
         self.served = Counter[str]()
@@ -88,6 +88,13 @@ class Faults:
         self._armed.clear()
         for name in list(self._holds):
             self.release(name)
+
+    def reset(self) -> None:
+        """Disarm all, cut off every held request, and forget what was served."""
+        self._armed.clear()
+        self.served.clear()
+        for name in list(self._holds):
+            self._end_hold(name, goes_on=False)
 
     @property
     def armed(self) -> Sequence[Fault]:
@@ -133,10 +140,13 @@ class Faults:
 
     def release(self, name: str) -> int:
         """Let the requests go that are held under a name, and return how many they are."""
-        event = self._holds.pop(name, None)
-        if event is not None:
-            event.set()
+        self._end_hold(name, goes_on=True)
         return self._waiting[name]
+
+    def _end_hold(self, name: str, *, goes_on: bool) -> None:
+        hold = self._holds.pop(name, None)
+        if hold is not None:
+            hold.set_result(goes_on)
 
     async def held(self, name: str) -> None:
         """Wait until a request is held under a name."""
@@ -144,11 +154,13 @@ class Faults:
             await self._arrival.wait()
 
     async def _hold(self, name: str) -> None:
-        released = self._holds.setdefault(name, asyncio.Event())
+        hold = self._holds.setdefault(name, asyncio.get_running_loop().create_future())
         self._waiting[name] += 1
         arrival, self._arrival = self._arrival, asyncio.Event()
         arrival.set()
         try:
-            await released.wait()
+            # Other requests may wait for the same hold: the end of one of them is not its end.
+            if not await asyncio.shield(hold):
+                raise ConnectionLost
         finally:
             self._waiting[name] -= 1

@@ -27,6 +27,7 @@ TRAINING_PHASES = ((0.1, "Starting"), (0.2, "Downloading"), (0.9, "Training"), (
 
 
 _CHECKS = ShapeChecks(closed=True)
+_LOCATION = re.compile(r"s3://[^/\s]\S{0,800}")
 
 
 class Jobs:
@@ -104,7 +105,8 @@ class Jobs:
         match run.step.type:
             case "Training":
                 output = evaluate(_follow(run.step.arguments, ["OutputDataConfig", "S3OutputPath"]), lookup)
-                base = output.rstrip("/") if isinstance(output, str) else f"s3://sagemaker-{self._account.region}"
+                usable = isinstance(output, str) and _LOCATION.fullmatch(output)
+                base = output.rstrip("/") if usable else f"s3://sagemaker-{self._account.region}"
                 return {
                     "TrainingJobName": name,
                     "TrainingJobArn": self._account.arn(f"training-job/{name}"),

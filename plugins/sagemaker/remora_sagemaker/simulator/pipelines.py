@@ -185,26 +185,21 @@ class Pipelines:
     def list(self, request: JsonObject) -> JsonObject:
         """ListPipelines."""
         prefix = request.get("PipelineNamePrefix", "")
-        by_name = request.get("SortBy") == "Name"
-        found = [
-            pipeline
-            for pipeline in self._pipelines.values()
-            if pipeline.name.startswith(prefix)
-            and created_between(pipeline.created_at, request)
-            and request.get("ManagedBy", "CUSTOMER") == "CUSTOMER"
-        ]
-        chosen, more = page(
-            found,
-            request,
-            scope=f"ListPipelines/{request.get('SortBy')}",
-            key=lambda each: (each.name,) if by_name else (each.created_at, each.sequence),
-        )
+        mine = request.get("ManagedBy", "CUSTOMER") == "CUSTOMER"
+        created = created_between([*self._pipelines.values()], request, created=lambda each: each.created_at)
+        found = [pipeline for pipeline in created if mine and pipeline.name.startswith(prefix)]
+        scope = f"ListPipelines/{request.get('SortBy')}"
+        if request.get("SortBy") == "Name":
+            found.sort(key=lambda each: each.name)
+            chosen, more = page(found, request, scope=scope, key=lambda each: (each.name,))
+        else:
+            chosen, more = page(found, request, scope=scope, key=lambda each: (each.sequence,))
         return {"PipelineSummaries": [_summary(pipeline) for pipeline in chosen], **more}
 
     def list_tags(self, request: JsonObject) -> JsonObject:
         """ListTags, of a pipeline."""
         tags = self.find(request["ResourceArn"]).tags
-        chosen, more = page(tags, request, scope="ListTags", key=lambda key: (key,), default_order="Ascending")
+        chosen, more = page(sorted(tags), request, scope="ListTags", key=lambda key: (key,), default_order="Ascending")
         return {"Tags": [{"Key": key, "Value": tags[key]} for key in chosen], **more}
 
     def add_tags(self, request: JsonObject) -> JsonObject:

@@ -103,8 +103,7 @@ class Simulator:
         self.executions.clear()
         self.executions.quota = None
         self.pipelines.clear()
-        self.faults.clear()
-        self.faults.served.clear()
+        self.faults.reset()
         self.limits.clear()
         self.limits.refused.clear()
         self.calls.clear()

@@ -72,7 +72,7 @@ class Steps:
             raise validation_error("PipelineExecutionArn must be given.")
         execution = self._executions.find(request["PipelineExecutionArn"])
         now = self._clock.now()
-        numbered = enumerate(execution.timeline.visible(now))
+        numbered = list(enumerate(execution.timeline.visible(now)))
         chosen, more = page(
             numbered,
             request,
