@@ -292,7 +292,7 @@ class Worker:
         self.metrics = Metrics()
         self.journal = await self._stack.enter_async_context(Journal.open(self._directory / "journal.db", self._clock))
         self.logs = TaskLogs(self._directory / "logs", self._clock)
-        self._stack.callback(self.logs.close)
+        self._stack.push_async_callback(asyncio.to_thread, self.logs.close)
         self.engine = await self._stack.enter_async_context(
             Engine.open(
                 self.journal,

@@ -43,7 +43,7 @@ class TaskLogs:
         self._thread.close()
 
     async def append(self, key: TaskKey, lines: Sequence[str], *, level: str = "INFO") -> None:
-        """Append lines, each stamped with the time. Line ends inside one make it several.
+        """Append lines, each stamped with the time. Line ends inside one make it several; 64 Ki characters are kept.
 
         Raises OSError where the disk refuses.
         """
@@ -80,11 +80,11 @@ class TaskLogs:
     def path(self, key: TaskKey) -> Path:
         """Return the file of a task. Any task id gives a safe name; long ones are cut and told apart by a digest."""
         name = urllib.parse.quote(key.task_id, safe="@+=,: ")
-        # "." and ".." are names of directories, and quote() leaves them alone.
+        # "." and ".." are names of directories, and quote() leaves them alone. "%" and "%~" it gives to no other id.
         if name.strip(".") == "":
-            name = name.replace(".", "%2E")
+            name = name.replace(".", "%2E") or "%"
         if len(name) > _LONGEST_NAME:
-            name = f"{name[:150]}~{hashlib.sha256(key.task_id.encode()).hexdigest()[:32]}"
+            name = f"{name[:150]}%~{hashlib.sha256(key.task_id.encode()).hexdigest()[:32]}"
         return self._directory / name / f"{key.attempt}.log"
 
     @staticmethod
@@ -100,8 +100,13 @@ class TaskLogs:
             if offset is not None and offset != end:
                 return end
             view = memoryview(data)
-            while view:
-                view = view[os.write(handle, view) :]
+            try:
+                while view:
+                    view = view[os.write(handle, view) :]
+            except OSError:
+                # Half a line would stay hidden, and keep who follows the log waiting for its other half.
+                os.ftruncate(handle, end)
+                raise
             return end + len(data)
         finally:
             os.close(handle)
