@@ -51,17 +51,17 @@ def test_a_token_of_the_user_is_made_part_of_ours(handler, make_task):
     assert (plain.token_mixed, mixed.token_mixed) == (False, True)
 
 
-def test_wrong_fields_and_unresolved_placeholders_are_told_together(handler, make_task):
-    request = {"PipelineName": "${name}", "PipelineParameters": [{"Name": "A", "Value": 5}]}
+def test_every_wrong_field_of_the_request_is_told_by_its_path(handler, make_task):
+    request = {"PipelineNam": "Abalone", "PipelineParameters": [{"Name": "A", "Value": 5}]}
 
     with pytest.raises(InvalidTask) as caught:
         handler.prepare(*make_task(request))
 
     assert set(caught.value.violations) == {
+        "sagemakerRequestJson.PipelineNam",
         "sagemakerRequestJson.PipelineName",
         "sagemakerRequestJson.PipelineParameters[0].Value",
     }
-    assert "${name}" in caught.value.violations["sagemakerRequestJson.PipelineName"]
 
 
 def test_the_policy_comes_from_the_task_or_else_from_the_settings(aws, validator, clock, make_task):

@@ -7,12 +7,11 @@ import json
 
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
-from structlog.testing import capture_logs
-
 from remora.pace import SystemClock
 from remora.plugin import Failure, FailureKind, JobState, TaskDefinition, TaskKey
 from remora_sagemaker.plugin import SageMakerPlugin
 from remora_sagemaker.simulator import Fault
+from structlog.testing import capture_logs
 
 FAILING = {"SimFailStep": "Train", "SimFailReason": "AlgorithmError: the disk is full"}
 

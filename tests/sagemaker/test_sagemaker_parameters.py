@@ -7,7 +7,7 @@ import json
 import pytest
 from pydantic import ValidationError
 from remora.plugin import InvalidTask
-from remora_sagemaker.parameters import SageMakerParameters, unresolved_placeholders
+from remora_sagemaker.parameters import SageMakerParameters
 from remora_sagemaker.status import CompletedWithFailures
 
 REQUEST = {"PipelineName": "Abalone"}
@@ -101,7 +101,8 @@ def test_the_policy_for_completed_with_failures_is_optional_and_checked():
         parse({"sagemakerRequestJson": REQUEST, "completedWithFailures": "ignore"})
 
 
-def test_placeholders_left_by_the_scheduler_are_named_with_their_paths():
+@pytest.mark.parametrize("form", [dict, json.dumps, lambda request: json.dumps(request).replace("$", r"\u0024")])
+def test_placeholders_left_by_the_scheduler_are_named_with_their_paths(form):
     request = {
         "PipelineName": "${pipeline}",
         "PipelineParameters": [
@@ -110,7 +111,7 @@ def test_placeholders_left_by_the_scheduler_are_named_with_their_paths():
         ],
     }
 
-    found = unresolved_placeholders(request, "sagemakerRequestJson")
+    found = violations({"sagemakerRequestJson": form(request)})
 
     assert set(found) == {"sagemakerRequestJson.PipelineName", "sagemakerRequestJson.PipelineParameters[0].Value"}
     assert "${pipeline}" in found["sagemakerRequestJson.PipelineName"]
@@ -118,7 +119,13 @@ def test_placeholders_left_by_the_scheduler_are_named_with_their_paths():
 
 
 def test_a_placeholder_in_the_name_of_a_field_is_found():
-    assert set(unresolved_placeholders({"${field}": "x"}, "r")) == {"r"}
+    assert set(violations({"sagemakerRequestJson": {"${field}": "x"}})) == {"sagemakerRequestJson"}
+
+
+def test_a_dollar_alone_is_no_placeholder():
+    request = {"PipelineName": "A", "PipelineExecutionDescription": "costs 5 $, or $5 {or} $ {x}"}
+
+    assert parse({"sagemakerRequestJson": json.dumps(request)}).request == request
 
 
 def test_the_schema_tells_a_user_interface_what_to_draw():

@@ -25,7 +25,7 @@ from pydantic import (
 from remora.plugin import InvalidTask
 
 from remora_sagemaker.status import CompletedWithFailures
-from remora_sagemaker.validation import is_list, is_object, nearest
+from remora_sagemaker.validation import is_object, nearest
 
 REQUEST = "sagemakerRequestJson"
 _REQUEST_SPELLINGS = (REQUEST, "SagemakerRequestJson", "sagemaker_request_json")
@@ -103,13 +103,16 @@ class SageMakerParameters(BaseModel):
         request = _parse_json(value) if isinstance(value, str) else value
         if not is_object(request):
             raise InvalidTask({REQUEST: "must be a JSON object, or the text of one"})
+        # Nearly no text has a dollar in it, and looking for one is much cheaper than looking at every value.
+        if not isinstance(value, str) or "$" in value or "u0024" in value:
+            left = _unresolved_placeholders(request, REQUEST)
+            if left:
+                raise InvalidTask(left)
         return request
 
 
-def unresolved_placeholders(request: Mapping[str, JsonValue], path: str) -> dict[str, str]:
+def _unresolved_placeholders(request: Mapping[str, JsonValue], path: str) -> dict[str, str]:
     """Return a message for each path where a placeholder of the scheduler was left, such as ``${date}``."""
-    if not _has_dollar(request):  # nearly always, and much cheaper than building every path
-        return {}
     return {
         where: f"the placeholder {', '.join(names)} was not replaced by the scheduler: define the parameter"
         for where, text in _texts(request, path)
@@ -156,14 +159,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> object:
     raise InvalidTask({REQUEST: f"is not valid JSON: {name} is not a JSON number"})
-
-
-def _has_dollar(value: object) -> bool:
-    if isinstance(value, str):
-        return "$" in value
-    if is_object(value):
-        return any("$" in name or _has_dollar(member) for name, member in value.items())
-    return is_list(value) and any(_has_dollar(item) for item in value)
 
 
 def _texts(value: JsonValue | Mapping[str, JsonValue], path: str) -> Iterable[tuple[str, str]]:

@@ -29,7 +29,7 @@ from remora_sagemaker.children import CHILD_KINDS
 from remora_sagemaker.executions import Execution, Seen, read_executions
 from remora_sagemaker.handle import PipelineHandle, start_token
 from remora_sagemaker.outcome import End, final_observation, read_children
-from remora_sagemaker.parameters import REQUEST, SageMakerParameters, unresolved_placeholders
+from remora_sagemaker.parameters import REQUEST, SageMakerParameters
 from remora_sagemaker.rotation import Rotation
 from remora_sagemaker.settings import SageMakerSettings
 from remora_sagemaker.status import execution_state, is_final
@@ -79,7 +79,7 @@ class PipelineHandler(TaskHandler[SageMakerParameters, PipelineHandle]):
     def prepare(self, task: TaskDefinition, parameters: SageMakerParameters) -> PipelineHandle:
         """Check the request without AWS, and name the execution by a token. See :meth:`TaskHandler.prepare`."""
         request = parameters.request
-        violations = self._validator.violations(START, request, REQUEST) | unresolved_placeholders(request, REQUEST)
+        violations = self._validator.violations(START, request, REQUEST)
         if violations:
             raise InvalidTask(violations)
         own = str(request.get("ClientRequestToken", ""))
