@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 import structlog
 from structlog.contextvars import bound_contextvars
@@ -20,8 +19,8 @@ from remora.lane import Lane
 from remora.ledger import Ledger, Move
 from remora.metrics import Metrics
 from remora.pace import Backoff, Timetable
-from remora.plugin import Clock, Failure, FailureKind, InvalidTask, TaskKey
-from remora.registry import AnyHandler, Registry, parse
+from remora.plugin import Clock, Failure, FailureKind, TaskKey
+from remora.registry import AnyHandler, Registry, classify, parse
 from remora.task import Step, TaskRecord, TaskState, next_step
 
 log = structlog.get_logger(__name__)
@@ -162,11 +161,7 @@ class Driver:
             self._repeats.set(key, delay)
 
     def _classify(self, handler: AnyHandler, error: Exception) -> Failure:
-        failure = invalid(error) if isinstance(error, InvalidTask) else handler.classify(error)
-        if failure is None:
-            log.error("plugin_defect", exc_info=error)
-            message = f"{type(error).__name__} in the {handler.task_type} plugin; the traceback is in the worker's log"
-            failure = Failure(kind=FailureKind.INTERNAL, code=type(error).__name__, message=message)
+        failure = classify(handler, error)
         self._metrics.errors.labels(handler.task_type, failure.kind).inc()
         return failure
 
@@ -183,9 +178,3 @@ class Driver:
     def _forget(self, record: TaskRecord) -> None:
         self._tries.pop(record.key, None)
         self._repeats.discard(record.key)
-
-
-def invalid(error: InvalidTask) -> Failure:
-    """Return a handler's verdict as a failure that names each wrong path."""
-    details: Any = error.violations
-    return Failure(kind=FailureKind.INVALID, code="InvalidParameters", message=str(error), details=details)

@@ -16,15 +16,15 @@ import structlog
 
 from remora import task as moves
 from remora.door import Assignment, ChangePage, DoorNotes, LogChunk, TaskFilter, TaskPage
-from remora.driver import Driver, invalid
+from remora.driver import Driver
 from remora.errors import Fenced, StorageUnavailable, TaskConflict, TaskNotFound, WorkerDraining, WorkerFull
 from remora.journal import Journal
 from remora.ledger import Ledger, Move
 from remora.metrics import Metrics
 from remora.observer import Observer
 from remora.pace import Timetable, completed, wait_for
-from remora.plugin import Clock, Failure, InvalidTask, JobState, LogSource, Observation, TaskDefinition, TaskKey
-from remora.registry import AnyHandler, Registry, parse
+from remora.plugin import Clock, Failure, JobState, LogSource, Observation, TaskDefinition, TaskKey
+from remora.registry import AnyHandler, Registry, classify, parse
 from remora.task import Stop, StopCause, TaskRecord, TaskState
 from remora.tasklog import TaskLogs
 
@@ -87,6 +87,7 @@ class Engine:
         )
         self._deadlines = Timetable[TaskKey](clock)
         self._ledger.on_final.append(self._ended)
+        self._arriving = 0
         self._draining = False
 
     @classmethod
@@ -134,7 +135,7 @@ class Engine:
 
     async def _accept(self, assignment: Assignment) -> TaskRecord:
         key = assignment.definition.key
-        full = len(self._ledger) >= self._settings.capacity
+        full = len(self._ledger) + self._arriving >= self._settings.capacity
         # A repeated dispatch is answered even by a worker that takes nothing new.
         if self._ledger.get(key) or ((full or self._draining) and await self._journal.get(key)):
             return await self._accept_again(assignment)
@@ -143,7 +144,12 @@ class Engine:
         if full:
             raise WorkerFull(f"the worker holds {len(self._ledger)} tasks, all that worker.capacity allows")
         record = self._born(assignment, self._registry.handler(assignment.definition.task_type))
-        if await self._ledger.insert(record, assignment.definition) is not record:
+        self._arriving += 1
+        try:
+            taken = await self._ledger.insert(record, assignment.definition)
+        finally:
+            self._arriving -= 1
+        if taken is not record:
             return await self._accept_again(assignment)
         self._metrics.accepted.labels(record.task_type).inc()
         if record.failure is not None:
@@ -161,14 +167,18 @@ class Engine:
         if record is None:
             record = await self._ledger.insert(moves.tombstone(key, door, stop, fencing_token=fencing_token), None)
         _refuse_stale(record, fencing_token)
-        return await self._stop(key, stop) or await self.get(key)
+        return await self._stop(key, stop, fencing_token=fencing_token) or await self.get(key)
 
     async def release(self, key: TaskKey, *, fencing_token: int) -> None:
         """Stop following a task that another worker holds under a higher token than this."""
+
+        def let_go(record: TaskRecord, now: float) -> TaskRecord:
+            return moves.released(record, now) if record.fencing_token <= fencing_token else record
+
         record = self._ledger.get(key)
         if record is not None and record.fencing_token <= fencing_token:
             await self._ledger.say(key, "another worker has this task now; its job goes on")
-            await self._ledger.change(key, moves.released)
+            await self._ledger.change(key, let_go)
 
     async def get(self, key: TaskKey) -> TaskRecord:
         """Return the record, or raise TaskNotFound."""
@@ -271,9 +281,12 @@ class Engine:
         definition, now = assignment.definition, self._clock.now()
         try:
             handle = handler.prepare(definition, parse(handler, definition.parameters)).model_dump_json()
-        except InvalidTask as error:
-            return moves.born_failed(assignment, invalid(error), now)
-        return moves.accepted(assignment, _known_handle(handler, assignment) or handle, now)
+        except Exception as error:  # noqa: BLE001 -- a plugin may raise anything; asked again it would raise it again
+            return moves.born_failed(assignment, classify(handler, error), now)
+        known = _known_handle(handler, assignment)
+        if known is None or known == handle:
+            return moves.accepted(assignment, handle, now)
+        return moves.adopted(assignment, known, now)
 
     async def _accept_again(self, assignment: Assignment) -> TaskRecord:
         """Answer a dispatch of a key that is known."""
@@ -284,21 +297,30 @@ class Engine:
         if replace(known, name=assignment.definition.name) != assignment.definition:
             raise TaskConflict(f"{record.key} is known with another definition; use a new task id or attempt")
         _refuse_stale(record, assignment.fencing_token)
-        if record.fencing_token >= assignment.fencing_token and record.state is not TaskState.RELEASED:
+        if record.fencing_token >= assignment.fencing_token:
             return record
         handle = _known_handle(self._registry.handler(record.task_type), assignment) or record.handle
-        taken = await self._ledger.change(
-            record.key, lambda current, now: moves.reassigned(current, assignment, handle, now), finished=True
-        )
+
+        def take(current: TaskRecord, now: float) -> TaskRecord:
+            _refuse_stale(current, assignment.fencing_token)
+            return moves.reassigned(current, assignment, handle, now)
+
+        taken = await self._ledger.change(record.key, take, finished=True)
         assert taken is not None, "it is on disk"
         self._resume(taken)
         return taken
 
-    async def _stop(self, key: TaskKey, stop: Stop) -> TaskRecord | None:
+    async def _stop(self, key: TaskKey, stop: Stop, *, fencing_token: int = 0) -> TaskRecord | None:
+        def wish(record: TaskRecord, _: float) -> TaskRecord:
+            _refuse_stale(record, fencing_token)
+            return moves.stop_wished(record, stop)
+
         before = self._ledger.get(key)
-        after = await self._ledger.change(key, lambda record, _: moves.stop_wished(record, stop))
-        if after is not None and after is not before:
+        if before is not None and before.stop is None:
+            # The line first: who sees a final state must find the whole log.
             await self._ledger.say(key, f"stop requested ({stop.cause.lower()}): {stop.reason}", level="WARN")
+        after = await self._ledger.change(key, wish)
+        if after is not None and after.stop is stop:
             self._driver.go_on(after)
         return after
 

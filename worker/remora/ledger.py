@@ -61,10 +61,12 @@ class Ledger:
         Raises:
             StorageUnavailable: nothing was written.
         """
-        written = await self._journal.insert(record, definition)
-        if written is record and not record.state.final:
-            self.hold(record)
-        return written
+        # Under the lock, because who finds the task on disk already must not find it missing here.
+        async with self._locks.setdefault(record.key, asyncio.Lock()):
+            written = await self._journal.insert(record, definition)
+            if written is record and not record.state.final:
+                self.hold(record)
+            return written
 
     async def change(self, key: TaskKey, move: Move, *, finished: bool = False) -> TaskRecord | None:
         """Move a task; return it as it is then. None if it is not unfinished; with `finished` those move too.
@@ -73,10 +75,11 @@ class Ledger:
             StorageUnavailable: nothing was changed.
         """
         before = self._live.get(key)
-        if before is None and not finished:
-            return None
-        if before is not None and key not in self._locks and move(before, self._clock.now()) is before:
-            return before  # nothing to write, as mostly when a job was looked at
+        if key not in self._locks:
+            if before is None and not finished:
+                return None
+            if before is not None and move(before, self._clock.now()) is before:
+                return before  # nothing to write, as mostly when a job was looked at
         return await completed(self._change(key, move, finished=finished))
 
     async def say(self, key: TaskKey, *lines: str, level: str = "INFO") -> None:

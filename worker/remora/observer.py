@@ -16,7 +16,8 @@ from pydantic import BaseModel
 
 from remora.metrics import Metrics
 from remora.pace import Backoff, Timetable
-from remora.plugin import Clock, EventSource, Failure, FailureKind, Observation, Polling, TaskHandler, TaskKey
+from remora.plugin import Clock, EventSource, Failure, Observation, Polling, TaskHandler, TaskKey
+from remora.registry import classify
 from remora.task import Step, TaskRecord, next_step
 
 log = structlog.get_logger(__name__)
@@ -53,17 +54,16 @@ class Observer:
         self._due = Timetable[TaskKey](clock)
         self._failures = 0
         self._backoff = Backoff(initial=handler.polling.initial, maximum=max(60.0, handler.polling.maximum))
-        # How an event source names jobs, both ways.
+        self._source: EventSource[Any] | None = handler if isinstance(handler, EventSource) else None
+        # How it names jobs, both ways.
         self._keys: dict[str, TaskKey] = {}
         self._jobs: dict[TaskKey, str] = {}
 
     def watch(self, record: TaskRecord, *, soon: bool = False) -> None:
         """Look at a task's job from now on; `soon` is at once."""
         self._due.set(record.key, 0.0 if soon else interval(self._handler.polling, self._age(record)))
-        source: Any = self._handler
-        if isinstance(source, EventSource) and (handle := self._handle(record)) is not None:
-            job = self._jobs[record.key] = str(source.job_id(handle))
-            self._keys[job] = record.key
+        if self._source is not None and (handle := self._handle(record)) is not None:
+            self._name(record.key, self._source, handle)
 
     def forget(self, key: TaskKey) -> None:
         """Look no more."""
@@ -82,13 +82,14 @@ class Observer:
 
     async def listen(self) -> None:
         """Look at once where the handler hears that something changed, for ever."""
-        if not isinstance(self._handler, EventSource):
+        if self._source is None:
             return
         while True:
             try:
-                async for job in self._handler.changes():
+                async for job in self._source.changes():
                     key = self._keys.get(job)
-                    if key is not None and key in self._due:
+                    # Also while it is being looked at: that look may have come before the change.
+                    if key is not None and self._follower.record(key) is not None:
                         self._due.set(key, 0.0)
             except Exception as error:  # noqa: BLE001 -- the slow look goes on whatever an event source does
                 log.warning("event_source_failed", task_type=self._handler.task_type, error=repr(error))
@@ -109,19 +110,16 @@ class Observer:
         await asyncio.gather(*(self._tell(record, answer) for record, answer in zip(records, answers, strict=True)))
 
     async def _look_failed(self, records: Sequence[TaskRecord], error: Exception) -> None:
-        failure = self._handler.classify(error)
-        if failure is None:
-            log.error("observe_failed", task_type=self._handler.task_type, exc_info=error)
-            failure = Failure(kind=FailureKind.INTERNAL, code=type(error).__name__, message="see the worker's log")
+        failure = classify(self._handler, error)
         self._metrics.errors.labels(self._handler.task_type, failure.kind).inc()
         delay = self._backoff.delay(self._failures, at_least=failure.retry_after or 0.0)
         self._failures += 1
         log.warning(
             "observe_delayed", task_type=self._handler.task_type, code=failure.code, reason=failure.message, delay=delay
         )
-        await asyncio.gather(*(self._follower.unseen(record.key, failure) for record in records))
         for record in records:
             self._due.set(record.key, delay)
+        await asyncio.gather(*(self._tell(record, failure) for record in records))
 
     async def _tell(self, record: TaskRecord, answer: Observation[Any] | Failure | None) -> None:
         try:
@@ -135,6 +133,17 @@ class Observer:
         current = self._follower.record(record.key)
         if current is not None and _observable(current) and record.key not in self._due:
             self.watch(current)
+
+    def _name(self, key: TaskKey, source: EventSource[Any], handle: BaseModel) -> None:
+        try:
+            job = source.job_id(handle)
+        except Exception:
+            log.exception("job_without_id", task_type=self._handler.task_type)  # the slow look goes on
+            return
+        self._keys.pop(self._jobs.get(key, ""), None)
+        self._jobs[key] = job
+        if job:
+            self._keys[job] = key
 
     def _handle(self, record: TaskRecord) -> BaseModel | None:
         try:

@@ -9,11 +9,14 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
+import structlog
 from pydantic import BaseModel, ValidationError
 
 from remora.door import Door, TaskTypeInfo
 from remora.errors import ConfigurationError, UnknownTaskType
-from remora.plugin import Clock, InvalidTask, Plugin, TaskHandler
+from remora.plugin import Clock, Failure, FailureKind, InvalidTask, Plugin, TaskHandler
+
+log = structlog.get_logger(__name__)
 
 AnyHandler = TaskHandler[Any, Any]
 T = TypeVar("T")
@@ -98,6 +101,24 @@ def parse(handler: AnyHandler, parameters: str) -> Any:  # noqa: ANN401 -- the h
         raise InvalidTask(
             {_path(part["loc"]): _message(part, known) for part in error.errors(include_url=False, include_input=False)}
         ) from None
+
+
+def classify(handler: AnyHandler, error: Exception) -> Failure:
+    """Return who has to act on what a handler raised. What the handler cannot explain is a defect of its plugin."""
+    if isinstance(error, InvalidTask):
+        return Failure(
+            kind=FailureKind.INVALID, code="InvalidParameters", message=str(error), details=dict(error.violations)
+        )
+    try:
+        failure = handler.classify(error)
+    except Exception:
+        log.exception("classify_failed", task_type=handler.task_type)
+        failure = None
+    if failure is None:
+        log.error("plugin_defect", task_type=handler.task_type, exc_info=error)
+        message = f"{type(error).__name__} in the {handler.task_type} plugin; the traceback is in the worker's log"
+        failure = Failure(kind=FailureKind.INTERNAL, code=type(error).__name__, message=message)
+    return failure
 
 
 def _load(group: str, kind: type[T], names: Sequence[str] | None, key: str) -> Mapping[str, T]:

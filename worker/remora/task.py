@@ -7,7 +7,8 @@
       │          └───┼──refused─┘  └─failed───┼──► FAILED
       │              └── stopped before it    └──► RELEASED (another worker has it)
       ├──► FAILED (born invalid)    existed ──► CANCELLED | FAILED/TIMEOUT
-      └──► CANCELLED (tombstone: cancelled before it was seen)
+      ├──► CANCELLED (tombstone: cancelled before it was seen)
+      └──► SUBMITTING (adopted: an earlier holder has created its job)
 
 ACCEPTED means that no remote job exists, SUBMITTING that one may. A stop is a wish beside the state: only knowing
 that no job exists, or seeing that it ended, makes a task CANCELLED.
@@ -138,6 +139,11 @@ def accepted(assignment: Assignment, handle: str, now: float) -> TaskRecord:
     return replace(_born(assignment, now), state=TaskState.ACCEPTED, handle=handle)
 
 
+def adopted(assignment: Assignment, handle: str, now: float) -> TaskRecord:
+    """Return the first record of a task whose job was created by an earlier holder, as the handle shows."""
+    return replace(_born(assignment, now), state=TaskState.SUBMITTING, handle=handle, detail="looking for its job")
+
+
 def born_failed(assignment: Assignment, failure: Failure, now: float) -> TaskRecord:
     """Return the first and last record of a task that cannot work."""
     return replace(_born(assignment, now), state=TaskState.FAILED, failure=failure, finished_at=now, detail="refused")
@@ -161,7 +167,12 @@ def tombstone(key: TaskKey, door: str, stop: Stop, *, fencing_token: int) -> Tas
 
 
 def reassigned(record: TaskRecord, assignment: Assignment, handle: str, now: float) -> TaskRecord:
-    """Hold the same task under a higher token. One that was released is ours again: its job is found by its name."""
+    """Hold the same task under a higher token. One that was released is ours again: its job is found by its name.
+
+    The same record where the token is not higher, so that a dispatch that was late or repeated takes nothing back.
+    """
+    if assignment.fencing_token <= record.fencing_token:
+        return record
     base = replace(record, door=assignment.door, fencing_token=assignment.fencing_token)
     if record.state is not TaskState.RELEASED:
         return _next(base, now)
@@ -185,7 +196,8 @@ def refused(record: TaskRecord, failure: Failure, now: float) -> TaskRecord:
 def running(record: TaskRecord, handle: str, now: float) -> TaskRecord:
     """The remote job exists."""
     _require(record, TaskState.SUBMITTING)
-    return _next(record, now, state=TaskState.RUNNING, handle=handle, started_at=now, detail="started")
+    detail = "started" if record.stop is None else record.detail
+    return _next(record, now, state=TaskState.RUNNING, handle=handle, started_at=now, detail=detail)
 
 
 def noted(record: TaskRecord, detail: str, now: float) -> TaskRecord:
@@ -235,12 +247,10 @@ def failed(record: TaskRecord, failure: Failure, now: float) -> TaskRecord:
 
 
 def released(record: TaskRecord, now: float) -> TaskRecord:
-    """Another worker has the task. The remote job goes on."""
-    if record.state is TaskState.RELEASED:
+    """Another worker has the task. The remote job goes on; what has ended here stays as it is."""
+    if record.state.final:
         return record
-    return _next(
-        record, now, state=TaskState.RELEASED, finished_at=record.finished_at or now, detail="another worker has it"
-    )
+    return _next(record, now, state=TaskState.RELEASED, finished_at=now, detail="another worker has it")
 
 
 def _born(assignment: Assignment, now: float) -> TaskRecord:
@@ -287,9 +297,14 @@ def _require(record: TaskRecord, *states: TaskState) -> None:
 def _text(outputs: Mapping[str, JsonValue] | None) -> str:
     if outputs is None:
         return ""
-    text = json.dumps(outputs, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-    size = len(text.encode())
-    if size <= MAX_JSON_BYTES:
-        return text
+    try:
+        text = json.dumps(outputs, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
+        size = len(text.encode())
+    except (TypeError, ValueError) as error:
+        problem = f"the outputs are not JSON: {error}"
+    else:
+        if size <= MAX_JSON_BYTES:
+            return text
+        problem = f"the outputs have {size} bytes, more than the {MAX_JSON_BYTES} that are kept"
     # The job did what it should: that stands, and what it produced can be found by its handle.
-    return json.dumps({"error": f"the outputs have {size} bytes, more than the {MAX_JSON_BYTES} that are kept"})
+    return json.dumps({"error": problem})
