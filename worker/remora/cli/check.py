@@ -46,7 +46,7 @@ def check(*, config: Path | None, offline: bool, as_json: bool) -> None:
     Looks at every property, the data directory, TLS files and each plugin, and asks the plugins to try their
     credentials. Exits with 0 if a worker could start and work, else with 3.
     """
-    findings = asyncio.run(_look(config, offline=offline))
+    findings = _look(config, offline=offline)
     ok = all(finding.ok for finding in findings)
     if as_json:
         print_json({"ok": ok, "findings": [asdict(finding) for finding in findings]})
@@ -58,7 +58,7 @@ def check(*, config: Path | None, offline: bool, as_json: bool) -> None:
         raise click.exceptions.Exit(ExitCode.CONFIGURATION)
 
 
-async def _look(config: Path | None, *, offline: bool) -> list[Finding]:
+def _look(config: Path | None, *, offline: bool) -> list[Finding]:
     origin = str(config or DEFAULT_PATH)
     try:
         properties = Properties.load(config)
@@ -67,14 +67,12 @@ async def _look(config: Path | None, *, offline: bool) -> list[Finding]:
     except ConfigurationError as error:
         return [Finding(subject="configuration", ok=False, message=problem) for problem in error.problems]
     known = origin if config or DEFAULT_PATH.exists() else f"defaults and environment; there is no {origin}"
-    findings = [
+    return [
         Finding(subject="configuration", ok=True, message=known),
         *_data_directory(configuration.worker.data_dir),
         *_doors(configuration),
+        *asyncio.run(_plugins(configuration, offline=offline)),
     ]
-    for name, (plugin, settings) in configuration.plugins.items():
-        findings += [finding async for finding in _plugin(name, plugin, settings, offline=offline)]
-    return findings
 
 
 def _data_directory(path: Path) -> Iterator[Finding]:
@@ -108,6 +106,14 @@ def _doors(configuration: Configuration) -> Iterator[Finding]:
         else:
             message = " ".join(filter(None, (str(address), "with TLS" if tls else "without TLS")))
             yield Finding(subject=f"door {name}", ok=True, message=message)
+
+
+async def _plugins(configuration: Configuration, *, offline: bool) -> list[Finding]:
+    return [
+        finding
+        for name, (plugin, settings) in configuration.plugins.items()
+        async for finding in _plugin(name, plugin, settings, offline=offline)
+    ]
 
 
 async def _plugin(name: str, plugin: Plugin, settings: BaseModel, *, offline: bool) -> AsyncIterator[Finding]:

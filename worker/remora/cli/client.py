@@ -40,7 +40,7 @@ class Server:
     """Where a server is, and how to come in."""
 
     kind: str
-    """``worker`` or ``scheduler``: also the command that runs it."""
+    """``worker`` or ``scheduler``, also the command that runs it; ``server`` for either."""
     address: str
     token: str | None = None
     tls: Tls | None = None
@@ -144,12 +144,13 @@ def has_ended(task: task_pb2.Task) -> bool:
 def _failed(server: Server, error: grpc.aio.AioRpcError) -> Failed:
     code, details = error.code(), error.details() or "it gave no reason"
     if code in _ABSENT:
-        lines = [f"cannot reach {server}: is it running? Start it with `remora {server.kind}`."]
+        remedy = "" if server.kind == "server" else f" Start it with `remora {server.kind}`."
+        lines = [f"cannot reach {server}: is it running?{remedy}"]
         if "SSL" in details or "handshake" in details.lower():
             lines[0] = f"cannot agree on TLS with {server}: check --tls-ca, --tls-certificate and --tls-key."
         elif server.tls is None and "Socket closed" in details:
-            lines.append("If it uses TLS, give --tls-ca.")
-        return Failed(*lines, details, code=ExitCode.UNREACHABLE)
+            lines.append("  If it uses TLS, give --tls-ca.")
+        return Failed(*lines, f"  {details}", code=ExitCode.UNREACHABLE)
     if code is grpc.StatusCode.UNIMPLEMENTED:
         other = "scheduler" if server.kind == "worker" else "worker"
         return Failed(

@@ -43,10 +43,10 @@ class Failed(click.ClickException):
         self.exit_code = code  # type: ignore[misc]  # click means it to be overridden
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Print each line to the standard error output."""
+        """Print each line to the standard error output. Indented ones belong to the one before."""
         del file
         for line in self.message.splitlines():
-            click.echo(f"{click.style('error:', fg='red')} {line}", err=True)
+            click.echo(line if line.startswith(" ") else f"{click.style('error:', fg='red')} {line}", err=True)
 
 
 class CommandGroup(click.Group):

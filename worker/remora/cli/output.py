@@ -11,7 +11,6 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -62,7 +61,7 @@ def plain(message: Message) -> dict[str, Any]:
 
 def table(*columns: str, rows: Iterable[Sequence[str | Text]]) -> None:
     """Print a table; the last column takes what room is left."""
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    grid = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
     for column in columns[:-1]:
         grid.add_column(column, no_wrap=True)
     grid.add_column(columns[-1], overflow="fold")

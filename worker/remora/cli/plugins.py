@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from remora.app import configure
+from remora.app import Configuration, configure
 from remora.cli.options import config_option, examples, json_option
 from remora.cli.output import print_json, table
 from remora.config import Properties
@@ -23,7 +23,8 @@ from remora.registry import Registry, installed_doors
 @json_option
 def plugins(*, config: Path | None, as_json: bool) -> None:
     """Show the task types that a worker can run, with their parameters and permissions, and the doors."""
-    found = asyncio.run(_find(config))
+    configuration = configure(Properties.load(config))
+    found = asyncio.run(_find(configuration))
     if as_json:
         print_json(found)
         return
@@ -39,8 +40,7 @@ def plugins(*, config: Path | None, as_json: bool) -> None:
     click.echo(f"doors: {', '.join(doors)}")
 
 
-async def _find(config: Path | None) -> dict[str, Any]:
-    configuration = configure(Properties.load(config))
+async def _find(configuration: Configuration) -> dict[str, Any]:
     task_types: list[dict[str, Any]] = []
     for name, chosen in configuration.plugins.items():
         async with Registry.open({name: chosen}, SystemClock()) as registry:
