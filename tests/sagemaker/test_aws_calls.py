@@ -141,6 +141,8 @@ async def test_after_closing_nothing_is_sent(connect, target, simulated):
 async def test_the_region_comes_from_the_settings_or_from_the_aws_configuration(connect, monkeypatch):
     assert (await connect()).default_region == "us-east-1"
     assert (await connect(**{"plugin.sagemaker.region": None})).default_region is None
+    monkeypatch.setenv("AWS_REGION", "eu-north-1")
+    assert (await connect(**{"plugin.sagemaker.region": None})).default_region == "eu-north-1"
     monkeypatch.setenv("AWS_DEFAULT_REGION", "ap-south-1")
     assert (await connect(**{"plugin.sagemaker.region": None})).default_region == "ap-south-1"
 

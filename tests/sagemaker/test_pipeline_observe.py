@@ -260,7 +260,7 @@ async def test_an_execution_that_is_gone_has_failed(handler, aws, running, refus
 
 
 @pytest.mark.parametrize(
-    ("code", "kind"), [("AccessDeniedException", FailureKind.DENIED), ("ThrottlingException", FailureKind.TRANSIENT)]
+    ("code", "kind"), [("AccessDeniedException", FailureKind.DENIED), ("InternalFailure", FailureKind.TRANSIENT)]
 )
 async def test_what_cannot_be_looked_at_does_not_end(handler, aws, running, refusal, code, kind):
     aws.on("DescribePipelineExecution", refusal(code))
@@ -418,6 +418,27 @@ async def test_an_end_waits_for_the_budget_to_tell_the_whole_story(handler, aws,
     assert (await observe_one(handler, running())).state is JobState.FAILED
 
 
+async def test_many_jobs_on_a_small_budget_are_read_over_several_rounds(handler, aws, world, running):
+    jobs = [f"{TRAINING}{number}" for number in range(5)]
+    steps = [step(f"S{number}", "Succeeded", Metadata={"TrainingJob": {"Arn": arn}}) for number, arn in enumerate(jobs)]
+    world("Succeeded", *steps, job={"ModelArtifacts": {"S3ModelArtifacts": "s3://bucket/model"}})
+    answers = []
+
+    for _ in range(3):
+        aws.allowed["DescribeTrainingJob"] = 2
+        answers += await handler.observe([running()])
+
+    assert answers[:2] == [None, None]
+    assert len(aws.requests["DescribeTrainingJob"]) == 5
+    assert all("artifacts" in each for each in answers[2].outputs["steps"].values())
+
+
+async def test_throttled_looks_are_no_news(handler, aws, running, refusal):
+    aws.on("DescribePipelineExecution", refusal("ThrottlingException"))
+
+    assert await handler.observe([running()]) == [None]
+
+
 async def test_an_end_does_not_wait_for_a_permission(handler, aws, world, running, refusal):
     world("Failed", reason="it broke")
     aws.on("ListPipelineExecutionSteps", refusal("AccessDeniedException", operation="ListPipelineExecutionSteps"))
@@ -444,6 +465,16 @@ async def test_steps_that_cannot_be_read_while_it_runs_are_logged_once(handler, 
 
     assert (first.state, first.detail) == (JobState.RUNNING, "Executing")
     assert [entry["event"] for entry in logs] == ["steps_not_read"]
+
+
+async def test_throttled_steps_are_read_another_time_without_a_word(handler, aws, world, running, refusal):
+    world("Executing")
+    aws.on("ListPipelineExecutionSteps", refusal("ThrottlingException", operation="ListPipelineExecutionSteps"))
+
+    with capture_logs() as logs:
+        seen = await observe_one(handler, running())
+
+    assert (seen.state, logs) == (JobState.RUNNING, [])
 
 
 async def test_all_pages_of_the_steps_are_read(handler, aws, world, running):

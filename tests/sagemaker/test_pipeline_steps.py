@@ -7,6 +7,7 @@ import json
 
 import pytest
 from remora.plugin import JobState
+from remora_sagemaker.budget import OutOfBudgetError
 from remora_sagemaker.children import CHILD_KINDS, Child, pick, read_child
 from remora_sagemaker.executions import Execution
 from remora_sagemaker.outcome import MAX_OUTPUT_BYTES, End, final_observation, outputs
@@ -130,6 +131,13 @@ async def test_every_kind_of_job_is_looked_at_by_its_name(aws, model, resource):
 async def test_what_is_no_job_is_not_looked_at(aws, arn):
     assert await read_child(aws, None, arn, until=0) is None
     assert not aws.requests
+
+
+async def test_a_throttled_look_at_a_job_is_made_another_time(aws, refusal):
+    aws.on("DescribeTrainingJob", refusal("ThrottlingException", operation="DescribeTrainingJob"))
+
+    with pytest.raises(OutOfBudgetError):
+        await read_child(aws, None, f"{ARN}:training-job/name-1", until=0)
 
 
 async def test_a_defect_while_looking_at_a_job_is_not_hidden(aws):

@@ -78,10 +78,12 @@ def test_a_missing_and_a_double_request_are_told():
         ("[1]", "must be a JSON object"),
         ("null", "must be a JSON object"),
         ('"text"', "must be a JSON object"),
-        ('{"PipelineName": "A", "PipelineName": "B"}', "has the key PipelineName more than once"),
-        ('{"PipelineParameters": [{"Name": "A", "Name": "B"}]}', "has the key Name more than once"),
+        ('{"PipelineName": "A", "PipelineName": "B"}', "has the key 'PipelineName' more than once"),
+        ('{"PipelineParameters": [{"Name": "A", "Name": "B"}]}', "has the key 'Name' more than once"),
         ('{"PipelineName": NaN}', "NaN is not a JSON number"),
         ('{"PipelineName": ' + "[" * 100_000, "nested too deeply"),
+        ('{"PipelineVersionId": ' + "9" * 5000 + "}", "a number with too many digits"),
+        (r'{"PipelineName": "\ud83d"}', "half of a character"),
     ],
 )
 def test_a_request_that_is_no_json_object_is_refused_with_the_place(text, said):
@@ -91,6 +93,15 @@ def test_a_request_that_is_no_json_object_is_refused_with_the_place(text, said):
 @pytest.mark.parametrize("request_json", [None, 5, ["x"], True])
 def test_a_request_of_another_type_is_refused(request_json):
     assert "must be a JSON object" in violations({"sagemakerRequestJson": request_json})["sagemakerRequestJson"]
+
+
+def test_a_hostile_request_is_described_in_few_words():
+    fields = {f"field{number}": 1 for number in range(20_000)}
+    twice = "{" + ",".join('"key": 1' for _ in range(20_000)) + "}"
+    placeholders = {"PipelineName": "".join(f"${{p{number}}}" for number in range(20_000))}
+
+    for task in (fields, {"sagemakerRequestJson": twice}, {"sagemakerRequestJson": placeholders}):
+        assert len(str(violations(task))) < 5000
 
 
 def test_the_policy_for_completed_with_failures_is_optional_and_checked():

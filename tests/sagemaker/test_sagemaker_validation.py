@@ -114,6 +114,14 @@ def test_a_request_wrong_in_many_places_is_described_by_the_first(check):
     assert found["request"] == f"and {150 - MAX_VIOLATIONS} more problems"
 
 
+def test_a_hostile_request_is_described_in_few_words(check):
+    unknown = {f"field{number}": 1 for number in range(20_000)}
+    nested = {"PipelineName": "A", "PipelineParameters": [{"x" * 1000: 1}] * 200}
+
+    for request in (unknown, nested):
+        assert len(str(check(request))) < 12_000
+
+
 def test_the_values_of_parameters_are_not_repeated_in_messages(check):
     found = check(with_parameter(Name="no spaces", Value="top secret" * 200))
 

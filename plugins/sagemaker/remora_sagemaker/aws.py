@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
+import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -87,8 +88,9 @@ class BotoAws:
 
     @property
     def default_region(self) -> str | None:
-        """The region of the settings, or of the AWS configuration."""
-        return self._settings.region or self._session.get_config_variable("region")
+        """The region of the settings, of the AWS configuration, or of the container the worker runs in."""
+        configured = self._settings.region or self._session.get_config_variable("region")
+        return configured or os.environ.get("AWS_REGION")
 
     async def call(
         self, target: Target, operation: str, request: Mapping[str, Any], *, until: float = math.inf

@@ -10,7 +10,7 @@ import structlog
 
 from remora_sagemaker.aws import Aws, Target
 from remora_sagemaker.budget import OutOfBudgetError
-from remora_sagemaker.errors import classify
+from remora_sagemaker.errors import classify, is_throttling
 from remora_sagemaker.validation import is_list, is_object
 
 log = structlog.get_logger(__name__)
@@ -84,6 +84,8 @@ async def read_child(aws: Aws, target: Target, arn: str, until: float) -> Child 
     except OutOfBudgetError:
         raise
     except Exception as error:
+        if is_throttling(error):
+            raise OutOfBudgetError from error
         failure = classify(error)
         if failure is None:
             raise

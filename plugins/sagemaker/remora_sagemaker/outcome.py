@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from remora.plugin import Failure, FailureKind, JobState, Observation
 
 from remora_sagemaker.aws import Aws, Target
+from remora_sagemaker.budget import OutOfBudgetError
 from remora_sagemaker.children import Child, read_child
 from remora_sagemaker.executions import Execution
 from remora_sagemaker.handle import PipelineHandle
@@ -34,8 +35,8 @@ class End:
     state: JobState
     execution: Execution
     steps: Sequence[Step]
-    children: Mapping[str, Child]
-    """By ARN."""
+    children: Mapping[str, Child | None]
+    """By ARN; None where a job has nothing to say."""
     unread: str = ""
     """Why the steps are not known."""
 
@@ -45,13 +46,30 @@ class End:
         return [step for step in self.steps if step.state is JobState.FAILED]
 
 
-async def read_children(aws: Aws, target: Target, steps: Sequence[Step], until: float) -> Mapping[str, Child]:
-    """Look at the jobs of steps that ended, failed ones first. Raises OutOfBudgetError if it must be another time."""
+async def read_children(
+    aws: Aws, target: Target, steps: Sequence[Step], until: float, known: Mapping[str, Child | None]
+) -> Mapping[str, Child | None]:
+    """Look at the jobs of steps that ended, failed ones first, as many as there is time for.
+
+    Returns those known and those read; one that is not there yet must be asked for another time.
+    """
+    wanted = [arn for arn in child_arns(steps) if arn not in known]
+    found = await asyncio.gather(*(read_child(aws, target, arn, until) for arn in wanted), return_exceptions=True)
+    children = dict(known)
+    for arn, child in zip(wanted, found, strict=True):
+        if isinstance(child, OutOfBudgetError):
+            continue
+        if isinstance(child, BaseException):
+            raise child
+        children[arn] = child
+    return children
+
+
+def child_arns(steps: Sequence[Step]) -> Sequence[str]:
+    """Return the jobs worth looking at, failed ones first."""
     ended = [step for step in steps if step.state in (JobState.FAILED, JobState.SUCCEEDED) and not step.cached_from]
     ended.sort(key=lambda step: step.state is not JobState.FAILED)
-    arns = list(dict.fromkeys(step.identity for step in ended if step.identity.startswith("arn:")))[:_MAX_CHILDREN]
-    children = await asyncio.gather(*(read_child(aws, target, arn, until) for arn in arns))
-    return {arn: child for arn, child in zip(arns, children, strict=True) if child is not None}
+    return list(dict.fromkeys(step.identity for step in ended if step.identity.startswith("arn:")))[:_MAX_CHILDREN]
 
 
 def final_observation(end: End, log: Sequence[str]) -> Observation[PipelineHandle]:
@@ -113,7 +131,7 @@ def _failure(end: End) -> Failure | None:
         kind=FailureKind.EXECUTION,
         code=f"PipelineExecution{end.execution.status}",
         message=_message(end),
-        details=details,
+        details={name: value for name, value in details.items() if value},
     )
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Annotated, Any
 
 from pydantic import (
@@ -25,7 +27,7 @@ from pydantic import (
 from remora.plugin import InvalidTask
 
 from remora_sagemaker.status import CompletedWithFailures
-from remora_sagemaker.validation import is_object, nearest
+from remora_sagemaker.validation import MAX_VIOLATIONS, is_object, nearest
 
 REQUEST = "sagemakerRequestJson"
 _REQUEST_SPELLINGS = (REQUEST, "SagemakerRequestJson", "sagemaker_request_json")
@@ -93,31 +95,38 @@ class SageMakerParameters(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_fields(cls, data: object) -> object:
-        if is_object(data) and (violations := dict(_field_violations(data))):
+        if is_object(data) and (violations := dict(islice(_field_violations(data), MAX_VIOLATIONS))):
             raise InvalidTask(violations)
         return data
 
     @field_validator("request", mode="before")
     @classmethod
     def _parse(cls, value: object) -> object:
-        request = _parse_json(value) if isinstance(value, str) else value
-        if not is_object(request):
-            raise InvalidTask({REQUEST: "must be a JSON object, or the text of one"})
-        # Nearly no text has a dollar in it, and looking for one is much cheaper than looking at every value.
-        if not isinstance(value, str) or "$" in value or "u0024" in value:
-            left = _unresolved_placeholders(request, REQUEST)
-            if left:
-                raise InvalidTask(left)
-        return request
+        try:
+            return _parse_request(value)
+        except RecursionError:
+            raise InvalidTask({REQUEST: "is nested too deeply"}) from None
 
 
-def _unresolved_placeholders(request: Mapping[str, JsonValue], path: str) -> dict[str, str]:
-    """Return a message for each path where a placeholder of the scheduler was left, such as ``${date}``."""
-    return {
-        where: f"the placeholder {', '.join(names)} was not replaced by the scheduler: define the parameter"
-        for where, text in _texts(request, path)
-        if (names := list(dict.fromkeys(_PLACEHOLDER.findall(text))))
-    }
+def _parse_request(value: object) -> object:
+    request = _parse_json(value) if isinstance(value, str) else value
+    if not is_object(request):
+        raise InvalidTask({REQUEST: "must be a JSON object, or the text of one"})
+    # Nearly no text has a dollar in it, and looking for one is much cheaper than looking at every value.
+    if not isinstance(value, str) or "$" in value or "u0024" in value:
+        left = dict(islice(_unresolved_placeholders(request, REQUEST), MAX_VIOLATIONS))
+        if left:
+            raise InvalidTask(left)
+    return request
+
+
+def _unresolved_placeholders(request: JsonValue, path: str) -> Iterable[tuple[str, str]]:
+    for where, text in _texts(request, path):
+        names = list(dict.fromkeys(_PLACEHOLDER.findall(text)))
+        if names:
+            more = " and others" * (len(names) > MAX_VIOLATIONS)
+            listed = ", ".join(names[:MAX_VIOLATIONS]) + more
+            yield where, f"the placeholder {listed} was not replaced by the scheduler: define the parameter"
 
 
 def _field_violations(data: Mapping[str, object]) -> Iterable[tuple[str, str]]:
@@ -140,20 +149,24 @@ def _parse_json(text: str) -> object:
     if not text.strip():
         raise InvalidTask({REQUEST: "is empty: the JSON of a StartPipelineExecution request"})
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        request: object = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        if "\\u" in text:
+            json.dumps(request, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise InvalidTask({REQUEST: f"is not valid JSON at {where}: {error.msg}"}) from None
-    except RecursionError:
-        raise InvalidTask({REQUEST: "is nested too deeply"}) from None
+    except UnicodeEncodeError:
+        raise InvalidTask({REQUEST: "has a \\u escape that is half of a character"}) from None
+    except ValueError:
+        raise InvalidTask({REQUEST: "has a number with too many digits"}) from None
+    return request
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise InvalidTask({REQUEST: f"has the key {', '.join(twice)} more than once in one object"})
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise InvalidTask({REQUEST: f"has the key {twice[:100]!r} more than once in one object"})
     return content
 
 
@@ -161,10 +174,10 @@ def _refuse_constant(name: str) -> object:
     raise InvalidTask({REQUEST: f"is not valid JSON: {name} is not a JSON number"})
 
 
-def _texts(value: JsonValue | Mapping[str, JsonValue], path: str) -> Iterable[tuple[str, str]]:
+def _texts(value: JsonValue, path: str) -> Iterable[tuple[str, str]]:
     if isinstance(value, str):
         yield path, value
-    elif isinstance(value, Mapping):
+    elif isinstance(value, dict):
         for name, member in value.items():
             yield path, name
             yield from _texts(member, f"{path}.{name}")

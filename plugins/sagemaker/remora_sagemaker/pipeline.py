@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -25,10 +25,10 @@ from remora.plugin import (
 from remora_sagemaker import errors
 from remora_sagemaker.aws import Aws, Target
 from remora_sagemaker.budget import OutOfBudgetError
-from remora_sagemaker.children import CHILD_KINDS
+from remora_sagemaker.children import CHILD_KINDS, Child
 from remora_sagemaker.executions import Execution, Seen, read_executions
 from remora_sagemaker.handle import PipelineHandle, start_token
-from remora_sagemaker.outcome import End, final_observation, read_children
+from remora_sagemaker.outcome import End, child_arns, final_observation, read_children
 from remora_sagemaker.parameters import REQUEST, SageMakerParameters
 from remora_sagemaker.rotation import Rotation
 from remora_sagemaker.settings import SageMakerSettings
@@ -74,7 +74,8 @@ class PipelineHandler(TaskHandler[SageMakerParameters, PipelineHandle]):
         self._clock = clock
         self._looked_at = Rotation(_REMEMBERED)
         self._steps_read = Rotation(_REMEMBERED)
-        self._strange: set[str] = set()
+        self._warned: set[str] = set()
+        self._children: dict[str, Mapping[str, Child | None]] = {}
 
     def prepare(self, task: TaskDefinition, parameters: SageMakerParameters) -> PipelineHandle:
         """Check the request without AWS, and name the execution by a token. See :meth:`TaskHandler.prepare`."""
@@ -170,8 +171,8 @@ class PipelineHandler(TaskHandler[SageMakerParameters, PipelineHandle]):
         if not isinstance(execution, Execution):
             return None
         state = execution_state(execution.status, handle.completed_with_failures)
-        if state is None and execution.status not in self._strange:
-            self._strange.add(execution.status)
+        if state is None and execution.status not in self._warned:
+            self._warned.add(execution.status)
             log.warning("unknown_execution_status", status=execution.status, execution=handle.execution_arn)
         return state or JobState.RUNNING
 
@@ -191,21 +192,18 @@ class PipelineHandler(TaskHandler[SageMakerParameters, PipelineHandle]):
         except Exception as error:  # noqa: BLE001 -- one handle must not spoil the others
             return self._unseen(handle, error)
 
-    def _unseen(self, handle: PipelineHandle, error: Exception) -> Observation[PipelineHandle] | Failure:
+    def _unseen(self, handle: PipelineHandle, error: Exception) -> Answer:
+        if errors.is_throttling(error):
+            return None  # the budget was too large, and is smaller now
         if errors.code_of(error) in _GONE:
-            message = (
-                f"SageMaker does not know the execution {handle.execution_arn} in {handle.region} any more: it was "
-                "deleted with its pipeline, or the worker now has another account"
-            )
-            failure = Failure(kind=FailureKind.EXECUTION, code=errors.code_of(error), message=message)
-            return Observation(state=JobState.FAILED, detail="the execution is gone", failure=failure)
-        failure_seen = self.classify(error)
-        if failure_seen is None:
-            log.error("observation_failed", execution=handle.execution_arn, exc_info=error)
-            name = type(error).__name__
-            message = f"{name} in the SageMaker plugin; the traceback is in the worker's log"
-            return Failure(kind=FailureKind.INTERNAL, code=name, message=message)
-        return failure_seen
+            return _gone(handle, errors.code_of(error))
+        failure = self.classify(error)
+        if failure is not None:
+            return failure
+        log.error("observation_failed", execution=handle.execution_arn, exc_info=error)
+        name = type(error).__name__
+        message = f"{name} in the SageMaker plugin; the traceback is in the worker's log"
+        return Failure(kind=FailureKind.INTERNAL, code=name, message=message)
 
     async def _running(self, handle: PipelineHandle, execution: Execution, until: float) -> Observation[PipelineHandle]:
         steps: Sequence[Step] = ()
@@ -215,8 +213,9 @@ class PipelineHandler(TaskHandler[SageMakerParameters, PipelineHandle]):
             self._steps_read.served(handle.execution_arn)
         except OutOfBudgetError:
             pass  # another time: the status is news enough
-        except Exception as error:  # noqa: BLE001 -- a step that cannot be seen must not hide the status
-            self._steps_unread(handle, error)
+        except Exception as error:
+            if not errors.is_throttling(error):
+                self._steps_unread(handle, error)
         after = _seen(handle, execution, steps)
         return Observation(
             state=JobState.RUNNING,
@@ -228,11 +227,10 @@ class PipelineHandler(TaskHandler[SageMakerParameters, PipelineHandle]):
     async def _ended(
         self, handle: PipelineHandle, execution: Execution, state: JobState, until: float
     ) -> Observation[PipelineHandle]:
-        target = self._target(handle)
         steps: Sequence[Step] = ()
         unread = ""
         try:
-            steps = await read_steps(self._aws, target, handle.execution_arn, until)
+            steps = await read_steps(self._aws, self._target(handle), handle.execution_arn, until)
         except Exception as error:
             failure = self.classify(error)
             if failure is None or failure.kind is FailureKind.TRANSIENT:
@@ -240,20 +238,40 @@ class PipelineHandler(TaskHandler[SageMakerParameters, PipelineHandle]):
             # What has ended must not go on for want of a permission.
             unread = failure.message
             self._steps_unread(handle, error)
-        children = await read_children(self._aws, target, steps, until)
+        children = await self._read_children(handle, steps, until)
         self._looked_at.forget(handle.execution_arn)
         self._steps_read.forget(handle.execution_arn)
         after = _seen(handle, execution, steps)
         end = End(handle=after, state=state, execution=execution, steps=steps, children=children, unread=unread)
         return final_observation(end, _news(handle, execution, steps))
 
+    async def _read_children(
+        self, handle: PipelineHandle, steps: Sequence[Step], until: float
+    ) -> Mapping[str, Child | None]:
+        # What was read is kept for the next round: many jobs on a small budget take several.
+        known = self._children.pop(handle.execution_arn, {})
+        children = await read_children(self._aws, self._target(handle), steps, until, known)
+        if not set(child_arns(steps)) <= children.keys():
+            self._children[handle.execution_arn] = children
+            raise OutOfBudgetError
+        return children
+
     def _steps_unread(self, handle: PipelineHandle, error: Exception) -> None:
         failure = self.classify(error)
         if failure is None:
             raise error
-        if failure.code not in self._strange:
-            self._strange.add(failure.code)
+        if failure.code not in self._warned:
+            self._warned.add(failure.code)
             log.warning("steps_not_read", execution=handle.execution_arn, code=failure.code, reason=failure.message)
+
+
+def _gone(handle: PipelineHandle, code: str) -> Observation[PipelineHandle]:
+    message = (
+        f"SageMaker does not know the execution {handle.execution_arn} in {handle.region} any more: it was deleted "
+        "with its pipeline, or the worker now has another account"
+    )
+    failure = Failure(kind=FailureKind.EXECUTION, code=code, message=message)
+    return Observation(state=JobState.FAILED, detail="the execution is gone", failure=failure)
 
 
 def _seen(handle: PipelineHandle, execution: Execution, steps: Sequence[Step]) -> PipelineHandle:

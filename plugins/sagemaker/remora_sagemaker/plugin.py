@@ -16,7 +16,7 @@ from remora_sagemaker.validation import RequestValidator, nearest
 if TYPE_CHECKING:
     from remora_sagemaker.aws import BotoAws
 
-_NO_REGION = f"no AWS region: set {' or '.join(REGION)}, or the region of the AWS configuration (AWS_DEFAULT_REGION)"
+_NO_REGION = f"no AWS region: set {' or '.join(REGION)}, or the region of the AWS configuration (AWS_REGION)"
 
 
 class SageMakerPlugin(Plugin):

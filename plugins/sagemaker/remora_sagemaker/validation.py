@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 MAX_VIOLATIONS = 20
 """A request that is wrong in more places is described by the first ones."""
 
-Problems = Sequence[tuple[str, str]]
+_MAX_NAME = 100
+"""Characters of a name that a path repeats."""
+
+Message = str | Callable[[], str]
+"""Words for the author; a function where they are dear to find and may not be needed."""
+Problems = Sequence[tuple[str, Message]]
 """(path below the value, message), for example ``(".PipelineParameters[0].Value", "must be text, ...")``."""
 Check = Callable[[object], Problems]
 
@@ -86,8 +92,9 @@ def _collect(problems: Problems, path: str) -> dict[str, str]:
     if not problems:
         return {}
     messages: dict[str, str] = {}
-    for below, message in problems[:MAX_VIOLATIONS]:
+    for below, words in problems[:MAX_VIOLATIONS]:
         at = path + below
+        message = words if isinstance(words, str) else words()
         messages[at] = f"{messages[at]}; {message}" if at in messages else message
     if len(problems) > MAX_VIOLATIONS:
         more = f"and {len(problems) - MAX_VIOLATIONS} more problems"
@@ -101,11 +108,11 @@ def _structure(members: Mapping[str, Check], required: Sequence[str], hints: str
     def check(value: object) -> Problems:
         if not is_object(value):
             return [("", f"must be an object, not {_kind(value)}")]
-        problems: list[tuple[str, str]] = []
+        problems: list[tuple[str, Message]] = []
         for name, member in value.items():
             check_member = members.get(name)
             if check_member is None:
-                problems.append((f".{name}", _unknown(name, members, hints)))
+                problems.append((f".{name[:_MAX_NAME]}", partial(_unknown, name, members, hints)))
             elif found := check_member(member):
                 problems.extend((f".{name}{below}", message) for below, message in found)
         if not needed <= value.keys():
@@ -121,7 +128,7 @@ def _list(check_item: Check, limits: Mapping[str, Any]) -> Check:
     def check(value: object) -> Problems:
         if not is_list(value):
             return [("", f"must be a list, not {_kind(value)}")]
-        problems: list[tuple[str, str]] = []
+        problems: list[tuple[str, Message]] = []
         size = len(value)
         if size < low or (high is not None and size > high):
             problems.append(("", f"has {size} items; {_range(low, high)} are allowed"))
@@ -139,13 +146,13 @@ def _map(check_key: Check, check_value: Check, limits: Mapping[str, Any]) -> Che
     def check(value: object) -> Problems:
         if not is_object(value):
             return [("", f"must be an object, not {_kind(value)}")]
-        problems: list[tuple[str, str]] = []
+        problems: list[tuple[str, Message]] = []
         size = len(value)
         if size < low or (high is not None and size > high):
             problems.append(("", f"has {size} entries; {_range(low, high)} are allowed"))
         for key, item in value.items():
-            problems.extend((f".{key}", f"the key {message}") for _, message in check_key(key))
-            problems.extend((f".{key}{below}", message) for below, message in check_value(item))
+            problems.extend((f".{key[:_MAX_NAME]}", f"the key {message}") for _, message in check_key(key))
+            problems.extend((f".{key[:_MAX_NAME]}{below}", message) for below, message in check_value(item))
         return problems
 
     return check
