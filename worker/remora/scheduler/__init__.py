@@ -55,7 +55,7 @@ class SchedulerSettings(BaseModel):
     )
     """host:port. Port 0 is any that is free."""
     data_dir: Path = Field(default=Path("remora-scheduler-data"), validation_alias="scheduler.data.dir")
-    lease_seconds: float = Field(default=15.0, ge=0.1, le=3600, validation_alias="scheduler.lease.seconds")
+    lease_seconds: float = Field(default=15.0, ge=1, le=3600, validation_alias="scheduler.lease.seconds")
     """How long after its latest poll began a worker counts as lost."""
     retention_days: float = Field(default=30.0, gt=0, validation_alias="scheduler.retention.days")
     """How long ended runs and their logs are kept."""

@@ -35,6 +35,8 @@ _HOUSEKEEPING = 600.0
 """Seconds between deletions of what is past its retention."""
 _DISK_PAUSE = 2.0
 """Seconds before the loop asks a disk again that refused."""
+_LAST_LINES = 2.0
+"""Seconds after its end for the last lines of a task to come: logs and reports travel side by side."""
 _LARGEST_BATCH = 3 * 1024 * 1024
 """Characters of commands in one answer."""
 
@@ -155,7 +157,7 @@ class Coordinator:
             left = deadline - self._clock.monotonic()
             if page.text or page.done or left <= 0 or self._closing:
                 return page
-            await wait_for(grew, left, self._clock)
+            await wait_for(grew, min(left, _LAST_LINES), self._clock)
 
     # For workers ---------------------------------------------------------------------------------------------------
 
@@ -211,14 +213,7 @@ class Coordinator:
             Fenced: another worker has the task, or nobody knows it.
             StorageUnavailable: the disk refuses.
         """
-        session = self._fleet.session(session_id)
-        run = await self._find(state.names_of(key.task_id)[0])
-        if run is None or state.holder(run, key) != session.worker.worker_id:
-            raise Fenced(f"{key} belongs to another worker now, or is unknown")
-        try:
-            return await self._logs.append_at(key, offset, text) if text else await self._logs.size(key)
-        except OSError as error:
-            raise StorageUnavailable(f"the log of {key} cannot be written: {error.strerror}") from error
+        return await completed(self._append_log(session_id, key, offset, text))
 
     def deregister(self, session_id: str, reason: str) -> None:
         """End a session: what its worker has goes to others. Raises as :meth:`poll`."""
@@ -272,10 +267,11 @@ class Coordinator:
         attempt = run.nodes[spec.name].open_attempt
         try:
             text = attempt.parameters if attempt is not None else await asyncio.to_thread(_parameters, run, spec)
+            log_size = 0 if attempt is None else await self._logs.size(run.key(spec.name, attempt.number))
         except UnresolvableText as error:
             return state.refused(run, spec.name, str(error), now)
         load[chosen.worker.worker_id] += 1
-        return state.handed_over(run, spec.name, chosen.worker.worker_id, text, now)
+        return state.handed_over(run, spec.name, chosen.worker.worker_id, text, now, log_size=log_size)
 
     async def _forget(self) -> None:
         if self._clock.monotonic() < self._clean_at:
@@ -283,6 +279,21 @@ class Coordinator:
         while forgotten := await self._store.forget(self._clock.now() - self._retention):
             await self._logs.remove([key for run in forgotten for key in run.attempt_keys()])
         self._clean_at = self._clock.monotonic() + _HOUSEKEEPING
+
+    async def _append_log(self, session_id: str, key: TaskKey, offset: int, text: str) -> int:
+        # With the turn, so that the log does not grow while the task is handed to another worker.
+        async with self._turn:
+            worker_id = self._fleet.session(session_id).worker.worker_id
+            run = await self._find(state.names_of(key.task_id)[0])
+            attempt = None if run is None else state.attempt_of(run, key)
+            if attempt is None or attempt.worker_id != worker_id:
+                raise Fenced(f"{key} belongs to another worker now, or is unknown")
+            try:
+                if not text:
+                    return await self._logs.size(key) - attempt.log_base
+                return await self._logs.append_at(key, offset + attempt.log_base, text) - attempt.log_base
+            except OSError as error:
+                raise StorageUnavailable(f"the log of {key} cannot be written: {error.strerror}") from error
 
     def _pause(self) -> float:
         now = self._clock.now()
@@ -347,7 +358,7 @@ class Coordinator:
                     fenced.append(record.key)
                     continue
                 runs[run_id] = state.reported(run, record, worker_id, now)
-                taken.append((record.key, state.sequence(runs[run_id], record)))
+                taken.append((record.key, _highest(runs[run_id], record)))
             await self._commit(runs.values())
             return taken, fenced
 
@@ -403,8 +414,9 @@ class Coordinator:
             return LogPage(text="", next_offset=0, done=node.state.final, attempt=0)
         key = run.key(name, number)
         text, end = await self._logs.read(key, offset=offset, limit=limit)
-        ended = node.attempts[number - 1].ended
-        return LogPage(text=text, next_offset=end, done=ended and end >= await self._logs.size(key), attempt=number)
+        ended_at = node.attempts[number - 1].ended_at
+        complete = ended_at is not None and self._clock.now() >= ended_at + _LAST_LINES
+        return LogPage(text=text, next_offset=end, done=complete and end >= await self._logs.size(key), attempt=number)
 
     def _new_id(self, name: str) -> str:
         slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:40] or "run"
@@ -433,6 +445,14 @@ def _parameters(run: Run, spec: TaskSpec) -> str:
     if len(text.encode()) > MAX_JSON_BYTES:
         raise UnresolvableText(f"the parameters have more than {MAX_JSON_BYTES} bytes once they are filled in")
     return text
+
+
+def _highest(run: Run, record: TaskRecord) -> int:
+    """Return the highest sequence that needs no report any more: after the end, nothing is news."""
+    attempt = state.attempt_of(run, record.key)
+    known = attempt.record if attempt is not None else None
+    same = known is not None and known.fencing_token == record.fencing_token
+    return max(record.sequence, known.sequence) if same and known is not None else record.sequence
 
 
 def _identity(command: Command) -> tuple[TaskKey, int, bool]:

@@ -77,11 +77,12 @@ class Attempt:
     """Who got it then."""
     record: TaskRecord | None = None
     """The latest snapshot that was reported, by whichever worker had the attempt."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether the remote job is over."""
-        return self.record is not None and self.record.state.final and self.record.state is not TaskState.RELEASED
+    ended_at: float | None = None
+    """When a final snapshot came; None while the remote job may exist."""
+    log_base: int = 0
+    """Bytes in the log of the attempt that are not in the log of the worker that has it now."""
+    log_sent: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Bytes of their own logs that earlier workers sent, by worker id."""
 
     @property
     def confirmed(self) -> bool:
@@ -104,7 +105,7 @@ class Node:
     @property
     def open_attempt(self) -> Attempt | None:
         """The attempt whose remote job may exist and has not ended."""
-        return self.attempts[-1] if self.attempts and not self.attempts[-1].ended else None
+        return self.attempts[-1] if self.attempts and self.attempts[-1].ended_at is None else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,15 +180,25 @@ def due(run: Run, now: float) -> float | None:
     return min((time for time in times if time > now), default=None)
 
 
-def handed_over(run: Run, name: str, worker_id: str, parameters: str, now: float) -> Run:
-    """Give a ready task to a worker: its open attempt again, under a higher token, or the next one."""
+def handed_over(run: Run, name: str, worker_id: str, parameters: str, now: float, *, log_size: int = 0) -> Run:
+    """Give a ready task to a worker: its open attempt again, under a higher token, or the next one.
+
+    The log of an open attempt has so many bytes from the workers before.
+    """
     node = run.nodes[name]
     attempt = node.open_attempt
     if attempt is None:
         attempt = Attempt(number=len(node.attempts) + 1, parameters=parameters, fencing_token=1, worker_id=worker_id)
         attempts = (*node.attempts, attempt)
     else:
-        attempt = replace(attempt, fencing_token=attempt.fencing_token + 1, worker_id=worker_id)
+        sent = {**attempt.log_sent, attempt.worker_id: log_size - attempt.log_base}
+        attempt = replace(
+            attempt,
+            fencing_token=attempt.fencing_token + 1,
+            worker_id=worker_id,
+            log_base=log_size - sent.get(worker_id, 0),
+            log_sent=sent,
+        )
         attempts = (*node.attempts[:-1], attempt)
     return _changed(
         run,
@@ -212,21 +223,17 @@ def refused(run: Run, name: str, problem: str, now: float) -> Run:
 
 def fenced(run: Run, key: TaskKey, fencing_token: int) -> bool:
     """Tell whether a worker that has a task under a token has it no longer."""
-    attempt = _attempt(run, key)
+    attempt = attempt_of(run, key)
     return attempt is None or fencing_token < attempt.fencing_token
 
 
-def holder(run: Run, key: TaskKey) -> str | None:
-    """Return the worker that got an attempt last."""
-    attempt = _attempt(run, key)
-    return None if attempt is None else attempt.worker_id
-
-
-def sequence(run: Run, record: TaskRecord) -> int:
-    """Return the highest sequence that is known of what a snapshot shows, once it was taken."""
-    attempt = _attempt(run, record.key)
-    known = attempt.record if attempt is not None else None
-    return known.sequence if known and known.fencing_token == record.fencing_token else record.sequence
+def attempt_of(run: Run, key: TaskKey) -> Attempt | None:
+    """Return the attempt that a key names."""
+    run_id, name = names_of(key.task_id)
+    if run_id != run.run_id or name not in run.nodes:
+        return None
+    attempts = run.nodes[name].attempts
+    return attempts[key.attempt - 1] if 0 < key.attempt <= len(attempts) else None
 
 
 def reported(run: Run, record: TaskRecord, worker_id: str, now: float) -> Run:
@@ -236,14 +243,17 @@ def reported(run: Run, record: TaskRecord, worker_id: str, now: float) -> Run:
     that takes over counts from 1 again.
     """
     _, name = names_of(record.key.task_id)
-    node, attempt = run.nodes[name], _attempt(run, record.key)
+    node, attempt = run.nodes[name], attempt_of(run, record.key)
     assert attempt is not None, "it would be fenced"
     before = attempt.record
-    if attempt.ended or (before and (record.fencing_token, record.sequence) <= (before.fencing_token, before.sequence)):
+    if attempt.ended_at is not None or (
+        before and (record.fencing_token, record.sequence) <= (before.fencing_token, before.sequence)
+    ):
         return run
     # A token that we never gave is one that we forgot: the data directory was restored from a copy.
     token = max(attempt.fencing_token, record.fencing_token)
-    attempt = replace(attempt, record=record, fencing_token=token, worker_id=worker_id)
+    ended_at = now if record.state.final and record.state is not TaskState.RELEASED else None
+    attempt = replace(attempt, record=record, fencing_token=token, worker_id=worker_id, ended_at=ended_at)
     attempts = (*node.attempts[:-1], attempt)  # only the last one is open
     return _changed(run, name, now, attempts=attempts, **_consequence(run, name, record, now))
 
@@ -251,16 +261,14 @@ def reported(run: Run, record: TaskRecord, worker_id: str, now: float) -> Run:
 def resumed(run: Run, key: TaskKey, worker_id: str, now: float) -> Run:
     """A worker says that it has a task, under the latest token. The same run where that is known."""
     _, name = names_of(key.task_id)
-    node, attempt = run.nodes[name], _attempt(run, key)
+    node, attempt = run.nodes[name], attempt_of(run, key)
     if attempt is None or node.open_attempt is not attempt or node.state is not NodeState.READY:
         return run
-    attempts = (*node.attempts[:-1], replace(attempt, worker_id=worker_id))
     running = attempt.record is not None and attempt.record.state is TaskState.RUNNING
     return _changed(
         run,
         name,
         now,
-        attempts=attempts,
         state=NodeState.RUNNING if running else NodeState.DISPATCHED,
         detail=f"worker {worker_id} is back",
     )
@@ -332,14 +340,6 @@ def _definition(run: Run, name: str, attempt: Attempt) -> TaskDefinition:
         timeout=spec.timeout,
         labels={"workflow": run.workflow.name, "run_id": run.run_id, "task": name},
     )
-
-
-def _attempt(run: Run, key: TaskKey) -> Attempt | None:
-    run_id, name = names_of(key.task_id)
-    if run_id != run.run_id or name not in run.nodes:
-        return None
-    attempts = run.nodes[name].attempts
-    return attempts[key.attempt - 1] if 0 < key.attempt <= len(attempts) else None
 
 
 def _consequence(run: Run, name: str, record: TaskRecord, now: float) -> Mapping[str, Any]:
