@@ -90,17 +90,21 @@ class Database:
     def _connect(self, migrations: Sequence[str]) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-            self._migrate(connection, migrations)
-            self._write_connection = connection
-            # WAL lets this one read what is committed while the other writes.
-            self._read_connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-            self._read_connection.execute("PRAGMA query_only = 1")
+            with contextlib.ExitStack() as opened:
+                self._write_connection = opened.enter_context(self._connection())
+                self._migrate(self._write_connection, migrations)
+                # WAL lets this one read what is committed while the other writes.
+                self._read_connection = opened.enter_context(self._connection())
+                self._read_connection.execute("PRAGMA query_only = 1")
+                opened.pop_all()  # from here on they are closed with the database
         except (OSError, sqlite3.Error) as error:
             raise ConfigurationError(
                 f"{self._path}: cannot be opened for writing: {error}. "
                 "Give the user of this process a writable directory, or move the file away."
             ) from error
+
+    def _connection(self) -> contextlib.closing[Connection]:
+        return contextlib.closing(sqlite3.connect(self._path, isolation_level=None, check_same_thread=False))
 
     def _migrate(self, connection: Connection, migrations: Sequence[str]) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
