@@ -7,6 +7,7 @@ index scan and a reader that was away for long reads each record once. Parameter
 from __future__ import annotations
 
 import contextlib
+import re
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,8 @@ _MIGRATIONS = (
     """,
 )
 
+_TOKEN = re.compile(r"[0-9]{1,18}")
+"""A row's id as text; SQLite's integers have room for any 18 digits."""
 _RECORD = TypeAdapter(TaskRecord)
 _DEFINITION = TypeAdapter(TaskDefinition)
 
@@ -106,32 +109,29 @@ class Journal:
         self._grew.notify()
         return written
 
-    async def update(self, record: TaskRecord, definition: TaskDefinition | None = None) -> None:
-        """Write the next state of a task. With a definition, that replaces the one on disk too.
+    async def update(self, record: TaskRecord) -> None:
+        """Write the next state of a task.
 
         Raises:
             IllegalTransition: the record does not follow the one on disk. A defect.
             StorageUnavailable: nothing was changed.
         """
         text = _RECORD.dump_json(record).decode()
-        asked = None if definition is None else _DEFINITION.dump_json(definition).decode()
 
         def update(connection: Connection) -> None:
             cursor = connection.execute(
-                "UPDATE task SET door = ?, task_type = ?, state = ?, sequence = ?, change = ?, finished_at = ?,"
-                " record = ?, definition = coalesce(?, definition) WHERE task_id = ? AND attempt = ? AND sequence < ?",
+                "UPDATE task SET door = ?, state = ?, sequence = ?, change = ?, finished_at = ?, record = ?"
+                " WHERE task_id = ? AND attempt = ? AND sequence = ?",
                 (
                     record.door,
-                    record.task_type,
                     record.state,
                     record.sequence,
                     self._next_change(),
                     record.finished_at,
                     text,
-                    asked,
                     record.key.task_id,
                     record.key.attempt,
-                    record.sequence,
+                    record.sequence - 1,
                 ),
             )
             if not cursor.rowcount:
@@ -165,7 +165,7 @@ class Journal:
 
     async def list(self, chosen: TaskFilter, *, limit: int, token: str = "") -> TaskPage:
         """Return a page of records, oldest first. Raises InvalidRequest for a token that is not one of ours."""
-        if token and not (token.isascii() and token.isdigit()):
+        if token and not _TOKEN.fullmatch(token):
             raise InvalidRequest({"page_token": "is not a token of this worker"}, reason="PAGE_TOKEN_INVALID")
         conditions: list[str] = ["id > ?"]
         values: list[int | str] = [int(token or 0)]
