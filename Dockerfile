@@ -43,6 +43,7 @@ USER remora
 WORKDIR /srv/remora
 VOLUME /var/lib/remora
 EXPOSE 50051
+# Needs no token. Where the door speaks TLS, pass --health-cmd 'remora health --tls-ca ...'.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=10s CMD ["remora", "health"]
 ENTRYPOINT ["remora"]
 CMD ["worker"]
