@@ -29,7 +29,7 @@ async def connect(clock):
 
     yield open_aws
     for aws in opened:
-        await asyncio.to_thread(aws.close)
+        await aws.close()
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ async def test_credentials_that_come_later_are_found(connect, target, monkeypatc
 
 async def test_after_closing_nothing_is_sent(connect, target, simulated):
     aws = await connect()
-    await asyncio.to_thread(aws.close)
+    await aws.close()
 
     with pytest.raises(ClosedError):
         await aws.call(target, "ListPipelines", {})

@@ -113,7 +113,7 @@ async def test_a_role_is_assumed_once_and_used_for_every_call(sts, clock, simula
         identity = await aws.caller_identity(target)
         own = await aws.caller_identity(Target(region="eu-west-1"))
     finally:
-        await asyncio.to_thread(aws.close)
+        await aws.close()
 
     assert len({key.split("/")[0] for key in signed_by}) == 1
     assert not signed_by[0].startswith("AKIATEST")
@@ -158,7 +158,7 @@ async def test_a_role_that_may_not_be_assumed_is_told_by_the_name_of_the_permiss
             with pytest.raises(ClientError) as caught:
                 await aws.call(Target(region="eu-west-1", role_arn=ROLE), "ListPipelines", {})
         finally:
-            await asyncio.to_thread(aws.close)
+            await aws.close()
 
     failure = classify(caught.value)
     assert failure is not None

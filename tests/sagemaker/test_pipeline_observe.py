@@ -171,8 +171,7 @@ async def test_failure_names_the_step_its_reason_and_that_of_its_job(handler, wo
     assert (failure.kind, failure.code) == (FailureKind.EXECUTION, "PipelineExecutionFailed")
     assert failure.message == (
         "Pipeline Abalone failed. Step Train failed: ClientError: the job failed (TrainingJob "
-        "pipelines-x1-Train-abc: AlgorithmError: out of memory). SageMaker says: Step failure: One or multiple "
-        "steps failed."
+        "pipelines-x1-Train-abc: AlgorithmError: out of memory)."
     )
     assert failure.details == {
         "executionArn": arn_of("x1"),

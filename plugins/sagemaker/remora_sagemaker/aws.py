@@ -118,10 +118,10 @@ class BotoAws:
         """Return the ARN of who calls there, as STS says. Raises as :meth:`call`."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._caller_identity, target)
 
-    def close(self) -> None:
-        """End the calls under way and let the connections go. Blocks until then."""
+    async def close(self) -> None:
+        """Send nothing more, wait for the calls under way, and let the connections go."""
         self._closed = True
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        await asyncio.to_thread(self._threads.shutdown)
         for client in self._clients.values():
             client.close()
 

@@ -141,7 +141,7 @@ def _message(end: End) -> str:
     if len(end.failed) > 3:  # noqa: PLR2004 -- those just named
         parts.append(f"{len(end.failed) - 3} more steps failed")
     reason = one_line(end.execution.reason)
-    if reason and not any(reason in part for part in parts):
+    if reason and not (end.failed and reason.startswith("Step failure")) and not any(reason in part for part in parts):
         parts.append(f"SageMaker says: {reason}")
     if end.unread:
         parts.append(f"its steps could not be read: {end.unread}")

@@ -213,9 +213,8 @@ class PipelineHandler(TaskHandler[SageMakerParameters, PipelineHandle]):
             self._steps_read.served(handle.execution_arn)
         except OutOfBudgetError:
             pass  # another time: the status is news enough
-        except Exception as error:
-            if not errors.is_throttling(error):
-                self._steps_unread(handle, error)
+        except Exception as error:  # noqa: BLE001 -- steps that cannot be seen must not hide the status
+            self._steps_unread(handle, error)
         after = _seen(handle, execution, steps)
         return Observation(
             state=JobState.RUNNING,
@@ -257,6 +256,8 @@ class PipelineHandler(TaskHandler[SageMakerParameters, PipelineHandle]):
         return children
 
     def _steps_unread(self, handle: PipelineHandle, error: Exception) -> None:
+        if errors.is_throttling(error):
+            return
         failure = self.classify(error)
         if failure is None:
             raise error

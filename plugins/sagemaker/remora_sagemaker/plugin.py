@@ -73,7 +73,7 @@ async def _connect(settings: SageMakerSettings, clock: Clock) -> AsyncGenerator[
         _check_rates(settings, aws)
         yield aws
     finally:
-        await asyncio.to_thread(aws.close)
+        await aws.close()
 
 
 def _load(settings: SageMakerSettings, clock: Clock) -> BotoAws:
