@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
@@ -227,3 +228,17 @@ async def test_a_handle_goes_on_with_another_worker(start, follow, simulated_set
         (seen,) = await other.observe([other.handle.model_validate_json(handle.model_dump_json())])
     assert seen.state is JobState.RUNNING
     assert (await follow(seen.handle))[0].state is JobState.SUCCEEDED
+
+
+async def test_no_secret_is_logged(start, follow, handler, simulated, caplog):
+    caplog.set_level(logging.INFO)
+    simulated.faults.add(Fault(operation="ListPipelineExecutionSteps", error="AccessDeniedException", message="no"))
+    with capture_logs() as logs:
+        handle = await start(**FAILING)
+        await follow(handle)
+        await handler.cancel(handle)
+
+    assert [entry["event"] for entry in logs] == ["steps_not_read"]
+    text = str(logs) + caplog.text
+    assert "very-secret" not in text
+    assert "AKIASECRETID" not in text
