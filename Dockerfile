@@ -1,7 +1,7 @@
 # The worker, with every task plugin of this repository.
 #
 #   docker build --tag remora .
-#   docker run --detach --name remora --publish 127.0.0.1:50051:50051 --stop-timeout 30 \
+#   docker run --detach --name remora --hostname remora --publish 127.0.0.1:50051:50051 --stop-timeout 30 \
 #     --volume remora:/var/lib/remora --volume "$PWD/config:/srv/remora/config:ro" remora
 #
 # Without a config directory, settings come from REMORA_* variables and credentials from AWS's default chain.
