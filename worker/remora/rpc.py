@@ -18,7 +18,7 @@ import re
 import socket
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -30,14 +30,19 @@ from grpc_status import rpc_status
 from pydantic import SecretStr
 
 from remora import wire
-from remora.errors import CallError, ConfigurationError, InvalidRequest, TokenInvalid
+from remora.errors import CallError, ConfigurationError, InvalidRequest, StorageUnavailable, TokenInvalid
 from remora.health import HealthServicer
+from remora.pace import Backoff
 from remora.plugin import Clock
 from remora.tls import Tls, channel_credentials, server_credentials
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """Of a request and of an answer. gRPC refuses a larger one as RESOURCE_EXHAUSTED and names both sizes."""
 
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+NoAnswer: TypeAlias = grpc.aio.AioRpcError
+"""What :func:`call_errors` leaves as it is: there was no answer, or somebody on the way gave it."""
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -323,6 +328,41 @@ def call_errors() -> Generator[None]:
         raise known from error
 
 
+class PersistentCaller:
+    """Calls a server until it answers, however long it is away.
+
+    Repeated with jittered back-off are calls that got no answer and those that failed through no fault of the caller
+    (StorageUnavailable, a defect). What the caller must act on is raised, as with :func:`call_errors`; a refusal of
+    the caller itself is TokenInvalid, whoever refuses.
+    """
+
+    def __init__(self, backoff: Backoff, clock: Clock) -> None:
+        self._backoff = backoff
+        self._clock = clock
+
+    async def __call__(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request, *, seconds: float
+    ) -> Response:
+        """Return the answer. Each try has so many seconds."""
+        retries = 0
+        while True:
+            try:
+                with call_errors():
+                    answer = await method(request, timeout=seconds)
+            except (grpc.aio.AioRpcError, CallError) as error:
+                why = _passing(error)
+            else:
+                if retries:
+                    log.info("call_answered", request=type(request).__name__, retries=retries)
+                return answer
+            delay = self._backoff.delay(retries)
+            # Once for an outage: it may last for days.
+            tell = log.debug if retries else log.warning
+            tell("call_repeated", request=type(request).__name__, why=why, delay=round(delay, 1))
+            retries += 1
+            await self._clock.sleep(delay)
+
+
 @contextlib.asynccontextmanager
 async def beside(work: Coroutine[Any, Any, None], *, name: str) -> AsyncGenerator[None]:
     """Run work in a task of its own for as long as the body runs.
@@ -340,6 +380,17 @@ async def beside(work: Coroutine[Any, Any, None], *, name: str) -> AsyncGenerato
             task.cancel()
     if raised is not None:
         raise raised
+
+
+def _passing(error: grpc.aio.AioRpcError | CallError) -> str:
+    """Return why a call failed if it may succeed later; raise what the caller must act on."""
+    if isinstance(error, CallError):
+        if isinstance(error, StorageUnavailable) or type(error) is CallError:
+            return str(error)
+        raise error
+    if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        raise TokenInvalid(f"{error.code().name}: {error.details()}") from error
+    return f"{error.code().name}: {error.details()}"
 
 
 class _Bearer(grpc.aio.UnaryUnaryClientInterceptor):
