@@ -194,4 +194,5 @@ def _json(value: Any) -> Any:  # noqa: ANN401 -- what the SDK gives, to what JSO
 
 
 def _size(value: Mapping[str, Any]) -> int:
-    return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+    # As ASCII with spaces, the longest way to write it.
+    return len(json.dumps(value))

@@ -38,7 +38,6 @@ _STRUCTURAL = frozenset({
     "conditionResult",
     "datasource",
     "dependence",
-    "displayRows",
     "localParams",
     "resourceFilesList",
     "resourceList",

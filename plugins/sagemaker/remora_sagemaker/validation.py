@@ -1,8 +1,8 @@
 """Requests checked without AWS: botocore's model of an operation compiled into a function.
 
-The function gives every problem with the path of the field and words for its author. It is at most as strict as AWS,
-so that it never refuses what AWS would take. On a good request it builds no path and no message, which keeps it
-cheap enough for thousands of requests a second.
+The function gives every problem with the path of the field and words for its author. It is at most as strict as AWS
+was when the installed SDK was made, so that it does not refuse what AWS would take. On a good request it builds no
+path and no message, which keeps it cheap enough for thousands of requests a second.
 """
 
 from __future__ import annotations
