@@ -81,7 +81,7 @@ class Patience:
         self._server = server
         self._say = say
         self._clock = clock or SystemClock()
-        self._backoff = Backoff(initial=0.5, maximum=5.0)
+        self._backoff = Backoff(initial=0.5, maximum=2.0)
         self._met = met
 
     async def call(self, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -79,7 +79,8 @@ def demo(*, speed: float, kill: bool, keep: bool, folder: Path | None) -> None:
             else stack.enter_context(tempfile.TemporaryDirectory(prefix="remora-demo-", ignore_cleanup_errors=True))
         )
         console = Console()
-        view: TableView | LinesView = TableView(console) if console.is_terminal else LinesView(click.echo)
+        opening = "starting a simulator of SageMaker, a scheduler and a worker"
+        view: TableView | LinesView = TableView(console, opening) if console.is_terminal else LinesView(click.echo)
         stack.enter_context(view)
         stage = _Stage(directory, folder, view, kill=kill)
         try:

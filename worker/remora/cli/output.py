@@ -61,15 +61,17 @@ def plain(message: Message) -> dict[str, Any]:
 
 def table(*columns: str, rows: Iterable[Sequence[str | Text]]) -> None:
     """Print a table; the last column takes what room is left."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        # What a program reads or a file keeps is not folded to the width of a terminal that is not there.
+        console.width = 10_000
     grid = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
     for column in columns[:-1]:
         grid.add_column(column, no_wrap=True)
     grid.add_column(columns[-1], overflow="fold")
     for row in rows:
         grid.add_row(*row)
-    console = Console(highlight=False, markup=False)
-    # What is read by a program or kept in a file is not cut to the width of a terminal that is not there.
-    console.print(grid, width=None if console.is_terminal else 10_000)
+    console.print(grid)
 
 
 def state_name(message: Message, field: str = "state") -> str:
@@ -105,13 +107,13 @@ def duration(seconds: float | None) -> str:
 
 
 def failure_lines(failure: task_pb2.Failure) -> Sequence[str]:
-    """Return what failed, who acts, and the facts."""
+    """Return what failed, who acts, and the facts that are not in the words."""
     known = wire.read_failure(failure)
     code = f"{known.code}: " if known.code else ""
     return [
         f"{code}{known.message}",
         f"who acts: {WHO_ACTS[known.kind]}",
-        *(f"{name}: {value}" for name, value in known.details.items()),
+        *(f"{name}: {value}" for name, value in known.details.items() if value not in known.message),
     ]
 
 

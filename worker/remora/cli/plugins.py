@@ -12,7 +12,7 @@ import click
 
 from remora.app import Configuration, configure
 from remora.cli.options import config_option, examples, json_option
-from remora.cli.output import print_json, table
+from remora.cli.output import print_json
 from remora.config import Properties
 from remora.pace import SystemClock
 from remora.registry import Registry, installed_doors
@@ -30,11 +30,12 @@ def plugins(*, config: Path | None, as_json: bool) -> None:
         return
     for task_type in found["task_types"]:
         click.echo(f"{click.style(task_type['name'], bold=True)}  {task_type['title']}  (plugin {task_type['plugin']})")
-        table("PARAMETER", "TYPE", "REQUIRED", "MEANING", rows=_fields(task_type["schema"]))
-        if task_type["permissions"]:
-            click.echo("needs the permissions")
-            for permission in task_type["permissions"]:
-                click.echo(f"  {permission}")
+        click.echo("\n  Parameters:")
+        for line in _fields(task_type["schema"]):
+            click.echo(line)
+        click.echo("\n  Permissions:")
+        for permission in task_type["permissions"]:
+            click.echo(f"    {permission}")
         click.echo()
     doors = [f"{door['name']}{'' if door['open'] else ' (not in worker.doors)'}" for door in found["doors"]]
     click.echo(f"doors: {', '.join(doors)}")
@@ -58,10 +59,12 @@ async def _find(configuration: Configuration) -> dict[str, Any]:
     return {"task_types": task_types, "doors": doors}
 
 
-def _fields(schema: Mapping[str, Any]) -> Iterable[tuple[str, str, str, str]]:
+def _fields(schema: Mapping[str, Any]) -> Iterable[str]:
     required = schema.get("required", ())
     for name, field in schema.get("properties", {}).items():
-        yield name, _type(field), "yes" if name in required else "", field.get("description") or field.get("title", "")
+        yield f"    {click.style(name, bold=True)}: {_type(field)}{', required' if name in required else ''}"
+        meaning = field.get("description") or field.get("title", "")
+        yield click.wrap_text(meaning, width=100, initial_indent=" " * 8, subsequent_indent=" " * 8)
 
 
 def _type(field: Mapping[str, Any]) -> str:

@@ -136,7 +136,9 @@ def _conclude(ended: pb.WorkflowRun, *, as_json: bool) -> None:
 
 def _view(*, to_error: bool) -> LinesView | TableView:
     console = Console(stderr=to_error)
-    return TableView(console) if console.is_terminal else LinesView(lambda text: click.echo(text, err=to_error))
+    if console.is_terminal:
+        return TableView(console, "waiting for the scheduler")
+    return LinesView(lambda text: click.echo(text, err=to_error))
 
 
 def _read(dag: Path) -> str:

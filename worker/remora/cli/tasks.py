@@ -74,6 +74,9 @@ def submit(  # noqa: PLR0913 -- options
         print_json(plain(task))
     else:
         _print_outcome(task) if wait else _print_task(task)
+        if wait:
+            took = duration(lasted(task.created_at, task.finished_at, SystemClock().now()))
+            click.echo(f"task {task.key.task_id}: {state_name(task)} after {took}")
     if state_name(task) != TaskState.SUCCEEDED and (wait or state_name(task) == TaskState.FAILED):
         raise click.exceptions.Exit(ExitCode.FAILED)
 

@@ -70,10 +70,12 @@ class LinesView:
 class TableView:
     """A table of the tasks that changes in place; the logs pass above it."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, opening: str) -> None:
+        """Take where to print, and what to show before there is a run."""
         self._console = console
         self._run = pb.WorkflowRun()
         self._remark = ""
+        self._opening = opening
         self._spinner = Spinner("dots", style="bold blue")
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=8)
 
@@ -107,7 +109,7 @@ class TableView:
     def _render(self) -> RenderableType:
         run, now = self._run, SystemClock().now()
         if not run.run_id:
-            return Text(self._remark or "waiting for the scheduler", style="dim")
+            return Text(self._opening, style="dim")
         grid = Table.grid(padding=(0, 2), expand=True)
         for style in ("", "", "dim", ""):
             grid.add_column(no_wrap=True, style=style)
