@@ -26,6 +26,7 @@ DEFAULT_PATH = Path("config/common.properties")
 OWN_PREFIXES = ("worker.", "plugin.", "door.", "scheduler.")
 
 _ENVIRONMENT_PREFIX = "REMORA_"
+_SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_[0-9]+_")
 _PLACEHOLDER = re.compile(r"<[^<>]*>")
 
 M = TypeVar("M", bound=BaseModel)
@@ -100,8 +101,7 @@ class Properties:
         if path is None and not chosen.exists():
             return cls({}, environment, str(chosen))
         try:
-            text = chosen.read_text(encoding="utf-8")
-            return cls(javaproperties.loads(text), environment, str(chosen))
+            text = chosen.read_text(encoding="utf-8-sig")  # some editors put a mark in front
         except FileNotFoundError:
             raise ConfigurationError(f"{chosen}: there is no such file. Name another with --config.") from None
         except OSError as error:
@@ -109,9 +109,12 @@ class Properties:
         except UnicodeDecodeError as error:
             line = error.object[: error.start].count(b"\n") + 1
             raise ConfigurationError(f"{chosen}, line {line}: is not UTF-8. Save the file as UTF-8.") from None
+        try:
+            return cls(javaproperties.loads(text), environment, str(chosen))
         except javaproperties.InvalidUEscapeError as error:
+            line = text[: text.index(error.escape)].count("\n") + 1
             raise ConfigurationError(
-                f"{chosen}: {error.escape!r} is not an escape: \\u takes four hexadecimal digits. "
+                f"{chosen}, line {line}: {error.escape} is not an escape: \\u takes four hexadecimal digits. "
                 "Write a backslash as two."
             ) from None
 
@@ -124,8 +127,9 @@ class Properties:
         found: dict[str, str] = {}
         origins: dict[str, str] = {}
         problems: list[str] = []
-        for field, keys in _keys(model).items():
-            for key in keys:
+        keys = _keys(model)
+        for field, choices in keys.items():
+            for key in choices:
                 value, origin = self._lookup(key)
                 if not value:
                     continue
@@ -136,17 +140,20 @@ class Properties:
                     continue
                 found[field], origins[field] = value, f"{origin}: {key}"
                 break
+        try:
+            settings = model.model_validate(found, by_name=True, by_alias=False)
+        except ValidationError as error:
+            absent = {field: f"{self._origin}: {choices[0]}" for field, choices in keys.items() if choices}
+            wrong = [
+                f"{(absent | origins).get(str(part['loc'][0])) if part['loc'] else self._origin}: {_said(part)}"
+                for part in error.errors(include_url=False, include_input=False)
+                # Beside placeholders, what is missing or does not go together may only wait for them.
+                if not problems or (part["loc"] and part["type"] != "missing")
+            ]
+            raise ConfigurationError(*problems, *wrong) from None
         if problems:
             raise ConfigurationError(*problems)
-        try:
-            return model.model_validate(found, by_name=True, by_alias=False)
-        except ValidationError as error:
-            raise ConfigurationError(
-                *(
-                    f"{origins.get(str(part['loc'][0]), self._origin) if part['loc'] else self._origin}: {_said(part)}"
-                    for part in error.errors(include_url=False, include_input=False)
-                )
-            ) from None
+        return settings
 
     def check_unknown(self, models: Iterable[type[BaseModel]], prefixes: Sequence[str] = ()) -> None:
         """Refuse keys of ours that no model knows.
@@ -163,21 +170,29 @@ class Properties:
         variables = {_variable(key): key for key in known}
         problems += [
             f"environment: {name} is not a known variable.{_nearest(name, variables)}"
-            for name in self._environment
-            if name.startswith(_ENVIRONMENT_PREFIX) and name not in variables and name not in _OTHER_VARIABLES
+            for name, value in self._environment.items()
+            if name.startswith(_ENVIRONMENT_PREFIX)
+            and name not in variables
+            and name not in _OTHER_VARIABLES
+            and not _is_service_link(name, value)
         ]
         if problems:
             raise ConfigurationError(*problems)
 
     def _lookup(self, key: str) -> tuple[str, str]:
         variable = _variable(key)
-        if self._environment.get(variable):
-            return self._environment[variable].strip(), f"environment variable {variable}"
+        if value := self._environment.get(variable, "").strip():
+            return value, f"environment variable {variable}"
         return self._values.get(key, "").strip(), self._origin
 
 
 _OTHER_VARIABLES = frozenset({"REMORA_CONFIG", "REMORA_WORKER", "REMORA_SCHEDULER", "REMORA_TOKEN"})
 """Variables of the command line, which are no properties."""
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes has set the variable, as it does for a Service whose name begins with remora."""
+    return _SERVICE_LINK.search(name) is not None or (name.endswith("_PORT") and "://" in value)
 
 
 def _variable(key: str) -> str:
