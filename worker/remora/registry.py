@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 import structlog
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
 
 from remora.door import Door, TaskTypeInfo
 from remora.errors import ConfigurationError, UnknownTaskType
@@ -63,7 +63,7 @@ class Registry:
             for name, (plugin, settings) in plugins.items():
                 try:
                     handlers += await stack.enter_async_context(plugin.open(settings, clock))
-                except ValueError as error:
+                except (OSError, ValueError) as error:
                     raise ConfigurationError(f"plugin {name}: {error}") from error
             yield cls(handlers)
 
@@ -145,7 +145,11 @@ def _make(point: EntryPoint, kind: type[T]) -> T:
 
 
 def _field_names(model: type[BaseModel]) -> set[str]:
-    return {str(field.alias or name) for name, field in model.model_fields.items()}
+    names: set[str] = set()
+    for name, field in model.model_fields.items():
+        alias = field.validation_alias or name
+        names.update(map(str, alias.choices) if isinstance(alias, AliasChoices) else [str(alias)])
+    return names
 
 
 def _path(location: tuple[int | str, ...]) -> str:
@@ -158,6 +162,7 @@ def _path(location: tuple[int | str, ...]) -> str:
 def _message(part: Any, known: Iterable[str]) -> str:  # noqa: ANN401 -- pydantic's ErrorDetails
     message = str(part["msg"]).removeprefix("Value error, ")
     if part["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(part["loc"][-1]), known, n=1)
+        # The names of a model inside are not known here, and a name that fits elsewhere misleads.
+        close = difflib.get_close_matches(str(part["loc"][0]), known, n=1) if len(part["loc"]) == 1 else []
         message = "is not a known field" + (f"; did you mean {close[0]}?" if close else "")
     return message
