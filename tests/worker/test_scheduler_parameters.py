@@ -77,7 +77,7 @@ def test_an_output_that_a_task_does_not_have_is_told_with_those_it_has(name):
 def test_a_named_output_that_is_missing_is_told_only_where_it_is_used():
     outputs = {"first": {"arn": "x"}, "second": {}}
     assert request("${only}", outputs=outputs) == "global"
-    with pytest.raises(UnresolvableText, match="the task second put out no deeper.arn; it put out nothing"):
+    with pytest.raises(UnresolvableText, match=r"the task second put out no deeper\.arn; it put out nothing"):
         request("${arn}", outputs=outputs)
 
 

@@ -16,6 +16,7 @@ It schedules nothing by the clock, has no users and no alerts: that is what Dolp
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from functools import partial
@@ -93,10 +94,10 @@ async def serve(settings: SchedulerSettings, clock: Clock) -> AsyncGenerator[str
         ConfigurationError: the data directory, the address or the TLS files cannot be used.
     """
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(lock_directory(settings.data_dir))
+        await asyncio.to_thread(stack.enter_context, lock_directory(settings.data_dir))
         store = await stack.enter_async_context(Store.open(settings.data_dir / "scheduler.db"))
         logs = TaskLogs(settings.data_dir / "logs", clock)
-        stack.callback(logs.close)
+        stack.push_async_callback(asyncio.to_thread, logs.close)
         fleet = Fleet(clock, settings.lease_seconds)
         coordinator = Coordinator(store, logs, fleet, clock, retention=settings.retention_days * _DAY)
         await coordinator.recover()

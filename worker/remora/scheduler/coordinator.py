@@ -330,11 +330,11 @@ class Coordinator:
             for task in held:
                 run_id, _ = state.names_of(task.key.task_id)
                 run = runs.get(run_id) or await self._find(run_id)
-                if run is None or state.fenced(run, task.key, task.fencing_token):
+                if run is None or state.fenced(run, task.key, task.fencing_token, worker.worker_id):
                     fenced.append(task.key)
                     continue
                 kept.add(task.key)
-                runs[run_id] = state.resumed(run, task.key, worker.worker_id, now)
+                runs[run_id] = state.resumed(run, task.key, now)
             lost = (state.worker_lost(run, worker.worker_id, now, keep=frozenset(kept)) for run in runs.values())
             await self._commit(lost)
             session = self._fleet.register(worker)
@@ -354,7 +354,7 @@ class Coordinator:
             for record in records:
                 run_id, _ = state.names_of(record.key.task_id)
                 run = runs.get(run_id) or await self._find(run_id)
-                if run is None or state.fenced(run, record.key, record.fencing_token):
+                if run is None or state.fenced(run, record.key, record.fencing_token, worker_id):
                     fenced.append(record.key)
                     continue
                 runs[run_id] = state.reported(run, record, worker_id, now)

@@ -221,10 +221,13 @@ def refused(run: Run, name: str, problem: str, now: float) -> Run:
     return _changed(run, name, now, state=NodeState.FAILED, detail=problem, finished_at=now)
 
 
-def fenced(run: Run, key: TaskKey, fencing_token: int) -> bool:
-    """Tell whether a worker that has a task under a token has it no longer."""
+def fenced(run: Run, key: TaskKey, fencing_token: int, worker_id: str) -> bool:
+    """Tell whether a task that a worker has under a token belongs to another one, or to nobody."""
     attempt = attempt_of(run, key)
-    return attempt is None or fencing_token < attempt.fencing_token
+    if attempt is None or fencing_token < attempt.fencing_token:
+        return True
+    # A data directory that was given to a worker of another id takes the token with it.
+    return fencing_token == attempt.fencing_token and worker_id != attempt.worker_id
 
 
 def attempt_of(run: Run, key: TaskKey) -> Attempt | None:
@@ -258,8 +261,8 @@ def reported(run: Run, record: TaskRecord, worker_id: str, now: float) -> Run:
     return _changed(run, name, now, attempts=attempts, **_consequence(run, name, record, now))
 
 
-def resumed(run: Run, key: TaskKey, worker_id: str, now: float) -> Run:
-    """A worker says that it has a task, under the latest token. The same run where that is known."""
+def resumed(run: Run, key: TaskKey, now: float) -> Run:
+    """The latest worker says that it has a task still. The same run where that is known."""
     _, name = names_of(key.task_id)
     node, attempt = run.nodes[name], attempt_of(run, key)
     if attempt is None or node.open_attempt is not attempt or node.state is not NodeState.READY:
@@ -270,7 +273,7 @@ def resumed(run: Run, key: TaskKey, worker_id: str, now: float) -> Run:
         name,
         now,
         state=NodeState.RUNNING if running else NodeState.DISPATCHED,
-        detail=f"worker {worker_id} is back",
+        detail=f"worker {attempt.worker_id} is back",
     )
 
 
