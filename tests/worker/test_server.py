@@ -429,23 +429,19 @@ async def test_a_disk_that_refuses_is_told_and_the_worker_stays_up():
         assert (await client.DispatchTask(dispatch())).task.key == key()
 
 
-async def test_a_caller_that_gives_up_does_not_stop_an_acceptance_half_way():
-    began, go_on, taken = asyncio.Event(), asyncio.Event(), asyncio.Event()
+async def test_a_caller_that_gives_up_does_not_stop_an_acceptance_half_way(client, engine, monkeypatch):
+    go_on, insert = asyncio.Event(), engine._ledger.insert
 
-    async def accept(assignment):
-        began.set()
+    async def slow(record, definition):
         await go_on.wait()
-        taken.set()
-        return tasks.record
+        return await insert(record, definition)
 
-    tasks = FakeTasks(accept=accept)
-    async with door_to(tasks) as channel:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await Client(channel).DispatchTask(dispatch(), deadline=0.1)
-        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert began.is_set()
-        go_on.set()
-        await asyncio.wait_for(taken.wait(), 10)
+    monkeypatch.setattr(engine._ledger, "insert", slow)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await client.DispatchTask(dispatch(), deadline=0.1)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    go_on.set()
+    await client.until(TaskState.SUCCEEDED)
 
 
 async def test_a_defect_in_the_engine_leaks_nothing():

@@ -115,7 +115,7 @@ class DoorNotes(Protocol):
 
 
 class TaskService(Protocol):
-    """What the engine offers every door."""
+    """What the engine offers every door. What was begun is ended, even when the caller is cancelled."""
 
     async def accept(self, assignment: Assignment) -> TaskRecord:
         """Take a task; it is on disk when this returns. The same key again gives the same record.

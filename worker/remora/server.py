@@ -21,7 +21,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, mo
 from remora import rpc, wire
 from remora.door import Door, TaskFilter, TaskRecord, TaskService, WorkerInfo
 from remora.errors import InvalidRequest
-from remora.pace import completed
 from remora.plugin import Clock
 from remora.tls import Tls
 from remora.v1 import task_pb2
@@ -139,8 +138,7 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
     async def DispatchTask(self, request: pb.DispatchTaskRequest, context: rpc.Context) -> pb.DispatchTaskResponse:
         del context
         assignment = wire.read_assignment(request.assignment, door=self._door)
-        # A caller that gives up must not leave a task that is on disk and that nobody drives.
-        record = await completed(self._tasks.accept(assignment))
+        record = await self._tasks.accept(assignment)
         return pb.DispatchTaskResponse(task=wire.task_message(record))
 
     async def CancelTask(self, request: pb.CancelTaskRequest, context: rpc.Context) -> pb.CancelTaskResponse:
@@ -150,8 +148,10 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
             raise InvalidRequest({"fencing_token": f"must not be negative, is {request.fencing_token}"})
         if len(request.reason) > wire.MAX_TEXT:
             raise InvalidRequest({"reason": f"must have at most {wire.MAX_TEXT} characters, has {len(request.reason)}"})
-        cancel = self._tasks.cancel(key, door=self._door, fencing_token=request.fencing_token, reason=request.reason)
-        return pb.CancelTaskResponse(task=wire.task_message(await completed(cancel)))
+        record = await self._tasks.cancel(
+            key, door=self._door, fencing_token=request.fencing_token, reason=request.reason
+        )
+        return pb.CancelTaskResponse(task=wire.task_message(record))
 
     async def GetTask(self, request: pb.GetTaskRequest, context: rpc.Context) -> pb.GetTaskResponse:
         del context

@@ -235,7 +235,7 @@ class Session:
     async def _dispatch(self, message: task_pb2.Assignment, delivery: Delivery) -> None:
         try:
             assignment = wire.read_assignment(message, door=self._door, path="dispatch")
-            record = await completed(self._tasks.accept(assignment))
+            record = await self._tasks.accept(assignment)
         except (InvalidRequest, UnknownTaskType, TaskConflict) as error:
             log.warning("dispatch_refused", task_id=message.definition.key.task_id, reason=error.reason, why=str(error))
             await self._refuse(message, error, delivery)
@@ -247,8 +247,7 @@ class Session:
     async def _cancel(self, command: pb.CancelCommand, delivery: Delivery) -> None:
         key = wire.read_key(command.key, "cancel.key")
         reason = command.reason[: wire.MAX_TEXT]
-        cancel = self._tasks.cancel(key, door=self._door, fencing_token=command.fencing_token, reason=reason)
-        record = await completed(cancel)
+        record = await self._tasks.cancel(key, door=self._door, fencing_token=command.fencing_token, reason=reason)
         if record.state.final:
             delivery.repeat(record)
 
