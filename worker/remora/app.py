@@ -59,11 +59,7 @@ def configure(properties: Properties) -> Configuration:
     worker = _collect(problems, lambda: properties.settings(WorkerSettings)) or WorkerSettings.model_construct()
     plugins = _collect(problems, lambda: installed_plugins(worker.plugins)) or {}
     doors = _collect(problems, lambda: installed_doors(worker.doors)) or {}
-    # Keys of what is installed and does not run are known all the same.
-    installed: list[Plugin | Door] = [*installed_plugins().values(), *installed_doors().values()]
-    models = [WorkerSettings, SchedulerSettings, *(each.settings for each in installed)]
-    prefixes = [prefix for each in installed if isinstance(each, Plugin) for prefix in each.prefixes]
-    _collect(problems, lambda: properties.check_unknown(models, prefixes))
+    _collect(problems, lambda: _check_unknown(properties))
     chosen_plugins = {
         name: (plugin, settings)
         for name, plugin in plugins.items()
@@ -90,10 +86,10 @@ async def open_worker(configuration: Configuration, clock: Clock | None = None) 
     clock = clock or SystemClock()
     metrics = Metrics()
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(lock_directory(settings.data_dir))
+        await asyncio.to_thread(stack.enter_context, lock_directory(settings.data_dir))
         journal = await stack.enter_async_context(Journal.open(settings.data_dir / "journal.db", clock))
         logs = TaskLogs(settings.data_dir / "logs", clock)
-        stack.callback(logs.close)
+        stack.push_async_callback(asyncio.to_thread, logs.close)
         registry = await stack.enter_async_context(Registry.open(configuration.plugins, clock))
         engine = await stack.enter_async_context(
             Engine.open(
@@ -112,7 +108,8 @@ async def open_worker(configuration: Configuration, clock: Clock | None = None) 
             )
         )
         if settings.metrics_address:
-            stack.callback(_serve_metrics(settings.metrics_address, metrics))
+            close = await asyncio.to_thread(_serve_metrics, settings.metrics_address, metrics)
+            stack.push_async_callback(asyncio.to_thread, close)
         info = WorkerInfo(
             worker_id=settings.worker_id,
             instance_id=uuid.uuid4().hex,
@@ -157,11 +154,23 @@ def stop_signals() -> Generator[asyncio.Event]:
             loop.remove_signal_handler(number)
 
 
+def _check_unknown(properties: Properties) -> None:
+    # Keys of what is installed and does not run are known all the same.
+    try:
+        installed: list[Plugin | Door] = [*installed_plugins().values(), *installed_doors().values()]
+    except ConfigurationError as error:
+        log.warning("unknown_keys_not_checked", error=str(error))  # any key may be of what cannot be loaded
+        return
+    models: list[type[BaseModel]] = [WorkerSettings, SchedulerSettings, *(each.settings for each in installed)]
+    prefixes = [prefix for each in installed if isinstance(each, Plugin) for prefix in each.prefixes]
+    properties.check_unknown(models, prefixes)
+
+
 def _serve_metrics(address: str, metrics: Metrics) -> Callable[[], None]:
     host, _, port = address.rpartition(":")
     try:
         server, thread = start_http_server(int(port), host or "127.0.0.1", metrics.registry)
-    except (OSError, ValueError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise ConfigurationError(f"worker.metrics.address: cannot listen on {address}: {error}.") from error
 
     def close() -> None:

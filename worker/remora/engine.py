@@ -104,10 +104,12 @@ class Engine:
     ) -> AsyncGenerator[Engine]:
         """Go on with every unfinished task; on exit finish the calls under way within the budget.
 
-        A loop that dies ends the block with its error. Remote jobs go on without the engine.
+        A loop that dies cancels the block and is raised as an ExceptionGroup; what the block raises stays as it is.
+        Remote jobs go on without the engine.
         """
         engine = cls(journal, registry, logs, clock, metrics or Metrics(), settings or EngineSettings())
         await engine._recover()
+        raised: Exception | None = None
         async with asyncio.TaskGroup() as group:
             loops = engine._driver.start(group, engine._settings.submit_concurrency)
             loops += [
@@ -121,11 +123,15 @@ class Engine:
                 ]
             try:
                 yield engine
+            except Exception as error:  # noqa: BLE001 -- raised below, where the task group cannot wrap it
+                raised = error
             finally:
                 engine.drain("the worker stops")
                 await engine._driver.finish(engine._settings.drain)
                 for loop in loops:
                     loop.cancel()
+        if raised is not None:
+            raise raised
 
     # For doors: see remora.door.TaskService.
 
