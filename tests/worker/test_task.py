@@ -120,7 +120,7 @@ class TestMoves:
         ("move", "legal"),
         [
             (lambda before: moves.submitting(before, NOW), {TaskState.ACCEPTED, TaskState.SUBMITTING}),
-            (lambda before: moves.refused(before, FAILURE, NOW), {TaskState.SUBMITTING}),
+            (lambda before: moves.refused(before, "again in 1 s: full", NOW), {TaskState.SUBMITTING}),
             (lambda before: moves.running(before, "{}", NOW), {TaskState.SUBMITTING}),
             (lambda before: see(before, JobState.RUNNING), {TaskState.RUNNING}),
             (lambda before: see(before, JobState.SUCCEEDED), {TaskState.RUNNING}),
@@ -140,12 +140,12 @@ class TestMoves:
                 move(before)
 
     def test_a_refused_submission_waits_and_says_for_what(self):
-        after = moves.refused(record(TaskState.SUBMITTING), FAILURE, NOW)
+        after = moves.refused(record(TaskState.SUBMITTING), "again in 1 s: full", NOW)
 
-        assert (after.state, after.detail) == (TaskState.ACCEPTED, "waiting: no capacity")
+        assert (after.state, after.detail) == (TaskState.ACCEPTED, "again in 1 s: full")
 
     def test_a_refused_submission_that_was_to_stop_is_the_end(self):
-        after = moves.refused(moves.stop_wished(record(TaskState.SUBMITTING), CANCEL), FAILURE, NOW)
+        after = moves.refused(moves.stop_wished(record(TaskState.SUBMITTING), CANCEL), "again", NOW)
 
         assert (after.state, after.finished_at, after.detail) == (TaskState.CANCELLED, NOW, "cancelled: not needed")
 
@@ -360,7 +360,7 @@ class TaskLife(RuleBasedStateMachine):
 
     @rule()
     def refuse(self):
-        self.move(lambda before: moves.refused(before, FAILURE, self.now))
+        self.move(lambda before: moves.refused(before, "again in 1 s: full", self.now))
 
     @rule(arn=st.text(max_size=3))
     def run(self, arn):

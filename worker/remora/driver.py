@@ -128,18 +128,19 @@ class Driver:
     ) -> None:
         key = record.key
         failure = self._classify(handler, error)
+        delay = self._next_delay(key, at_least=failure.retry_after or 0.0)
+        again = f"again in {delay:.0f} s: {failure.message}"
         waits = failure.kind is FailureKind.TRANSIENT or (doubtful and failure.kind in _UNDECIDED)
         has_time = self._clock.now() - record.created_at < self._capacity_wait
         if failure.kind is FailureKind.EXHAUSTED and not doubtful and has_time:
-            move: Move = lambda current, now: moves.refused(current, failure, now)  # noqa: E731 -- one of three
+            move: Move = lambda current, now: moves.refused(current, again, now)  # noqa: E731 -- one of three
         elif waits:
-            move = lambda current, now: moves.noted(current, f"waiting: {failure.message}", now)  # noqa: E731
+            move = lambda current, now: moves.noted(current, again, now)  # noqa: E731
         else:
             await self._ledger.say(key, f"failed: {failure.message}", level="ERROR")
             await self._ledger.change(key, lambda current, now: moves.failed(current, failure, now))
             return
-        delay = self._next_delay(key, at_least=failure.retry_after or 0.0)
-        await self._ledger.say(key, f"again in {delay:.0f} s: {failure.message}", level="WARN")
+        await self._ledger.say(key, again, level="WARN")
         if (current := await self._ledger.change(key, move)) is not None and not current.state.final:
             self._repeats.set(key, delay)
 

@@ -131,7 +131,11 @@ class Observer:
             # The disk is full, or there is a defect: the job is looked at again, and nothing is lost.
             log.exception("observation_not_taken", task_id=record.key.task_id, attempt=record.key.attempt)
         current = self._follower.record(record.key)
-        if current is not None and _observable(current) and record.key not in self._due:
+        if current is None or not _observable(current) or record.key in self._due:
+            return
+        if answer is None:
+            self._due.set(record.key, self._handler.polling.initial)  # it had no turn, whatever its age
+        else:
             self.watch(current)
 
     def _name(self, key: TaskKey, source: EventSource[Any], handle: BaseModel) -> None:

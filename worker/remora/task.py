@@ -185,12 +185,12 @@ def submitting(record: TaskRecord, now: float) -> TaskRecord:
     return _next(record, now, state=TaskState.SUBMITTING, detail="creating the job")
 
 
-def refused(record: TaskRecord, failure: Failure, now: float) -> TaskRecord:
+def refused(record: TaskRecord, detail: str, now: float) -> TaskRecord:
     """The service said that it created nothing, and may create it later."""
     _require(record, TaskState.SUBMITTING)
     if record.stop is not None:
         return _stopped(record, record.stop, None, now)
-    return _next(record, now, state=TaskState.ACCEPTED, detail=f"waiting: {failure.message}")
+    return _next(record, now, state=TaskState.ACCEPTED, detail=detail)
 
 
 def running(record: TaskRecord, handle: str, now: float) -> TaskRecord:
