@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -52,6 +54,7 @@ def scheduler(*, config: Path | None) -> None:
 
 def _run(settings: WorkerSettings, main: Callable[[], Awaitable[None]]) -> None:
     logs.configure(settings.log_level, settings.log_format)
+    _share_arenas()
 
     async def run() -> None:
         await main()
@@ -61,6 +64,16 @@ def _run(settings: WorkerSettings, main: Callable[[], Awaitable[None]]) -> None:
             runner.run(run())
     except ExceptionGroup as group:
         raise _told(group) from group
+
+
+def _share_arenas() -> None:
+    """Keep what is allocated in two arenas instead of one or more for each thread.
+
+    With 16 threads that call AWS and 10,000 tasks the fragments of the others cost 20 MB. glibc only; elsewhere this
+    does nothing. M_ARENA_MAX is -8 in its malloc.h.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(-8, 2)
 
 
 def _told(group: ExceptionGroup) -> Exception:
