@@ -75,6 +75,16 @@ def configure(properties: Properties) -> Configuration:
     return Configuration(worker=worker, plugins=chosen_plugins, doors=chosen_doors)
 
 
+def configure_scheduler(properties: Properties) -> SchedulerSettings:
+    """Make sense of what the embedded scheduler reads. Raises as :func:`configure`."""
+    problems: list[str] = []
+    settings = _collect(problems, lambda: properties.settings(SchedulerSettings))
+    _collect(problems, lambda: _check_unknown(properties))
+    if settings is None or problems:
+        raise ConfigurationError(*problems)
+    return settings
+
+
 @contextlib.asynccontextmanager
 async def open_worker(configuration: Configuration, clock: Clock | None = None) -> AsyncGenerator[Engine]:
     """Run a worker while the block runs.

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from pydantic import BaseModel
 
-from remora.app import Configuration, configure
+from remora.app import Configuration, configure, configure_scheduler
 from remora.cli.group import ExitCode
 from remora.cli.options import config_option, examples, json_option
 from remora.cli.output import WHO_ACTS, print_json
@@ -21,7 +21,6 @@ from remora.errors import ConfigurationError
 from remora.pace import SystemClock
 from remora.plugin import Plugin
 from remora.registry import Registry
-from remora.scheduler import SchedulerSettings
 from remora.tls import Tls, channel_credentials
 
 _SCARCE_BYTES = 256 * 1024 * 1024
@@ -61,9 +60,7 @@ def check(*, config: Path | None, offline: bool, as_json: bool) -> None:
 def _look(config: Path | None, *, offline: bool) -> list[Finding]:
     origin = str(config or DEFAULT_PATH)
     try:
-        properties = Properties.load(config)
-        configuration = configure(properties)
-        properties.settings(SchedulerSettings)
+        configuration = _configure(Properties.load(config))
     except ConfigurationError as error:
         return [Finding(subject="configuration", ok=False, message=problem) for problem in error.problems]
     known = origin if config or DEFAULT_PATH.exists() else f"defaults and environment; there is no {origin}"
@@ -73,6 +70,19 @@ def _look(config: Path | None, *, offline: bool) -> list[Finding]:
         *_doors(configuration),
         *asyncio.run(_plugins(configuration, offline=offline)),
     ]
+
+
+def _configure(properties: Properties) -> Configuration:
+    """Read what the worker reads, and what the scheduler does. Raises ConfigurationError with the problems of both."""
+    problems: list[str] = []
+    for make in (configure, configure_scheduler):
+        try:
+            make(properties)
+        except ConfigurationError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigurationError(*dict.fromkeys(problems))
+    return configure(properties)
 
 
 def _data_directory(path: Path) -> Iterator[Finding]:

@@ -24,11 +24,14 @@ from remora.registry import Registry, installed_doors
 def plugins(*, config: Path | None, as_json: bool) -> None:
     """Show the task types that a worker can run, with their parameters and permissions, and the doors."""
     configuration = configure(Properties.load(config))
-    found = asyncio.run(_find(configuration))
+    doors = {name: name in configuration.doors for name in installed_doors()}
+    task_types = asyncio.run(_task_types(configuration))
     if as_json:
-        print_json(found)
+        print_json(
+            {"task_types": task_types, "doors": [{"name": name, "open": is_open} for name, is_open in doors.items()]}
+        )
         return
-    for task_type in found["task_types"]:
+    for task_type in task_types:
         click.echo(f"{click.style(task_type['name'], bold=True)}  {task_type['title']}  (plugin {task_type['plugin']})")
         click.echo("\n  Parameters:")
         for line in _fields(task_type["schema"]):
@@ -37,11 +40,12 @@ def plugins(*, config: Path | None, as_json: bool) -> None:
         for permission in task_type["permissions"]:
             click.echo(f"    {permission}")
         click.echo()
-    doors = [f"{door['name']}{'' if door['open'] else ' (not in worker.doors)'}" for door in found["doors"]]
-    click.echo(f"doors: {', '.join(doors)}")
+    click.echo(
+        f"doors: {', '.join(name if is_open else f'{name} (not in worker.doors)' for name, is_open in doors.items())}"
+    )
 
 
-async def _find(configuration: Configuration) -> dict[str, Any]:
+async def _task_types(configuration: Configuration) -> list[dict[str, Any]]:
     task_types: list[dict[str, Any]] = []
     for name, chosen in configuration.plugins.items():
         async with Registry.open({name: chosen}, SystemClock()) as registry:
@@ -55,21 +59,24 @@ async def _find(configuration: Configuration) -> dict[str, Any]:
                 }
                 for info in registry.task_types()
             ]
-    doors = [{"name": name, "open": name in configuration.doors} for name in installed_doors()]
-    return {"task_types": task_types, "doors": doors}
+    return task_types
 
 
 def _fields(schema: Mapping[str, Any]) -> Iterable[str]:
     required = schema.get("required", ())
     for name, field in schema.get("properties", {}).items():
-        yield f"    {click.style(name, bold=True)}: {_type(field)}{', required' if name in required else ''}"
+        kind = _kind(field, schema.get("$defs", {}))
+        yield f"    {click.style(name, bold=True)}: {kind}{', required' if name in required else ''}"
         meaning = field.get("description") or field.get("title", "")
         yield click.wrap_text(meaning, width=100, initial_indent=" " * 8, subsequent_indent=" " * 8)
 
 
-def _type(field: Mapping[str, Any]) -> str:
+def _kind(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     if "anyOf" in field:
-        return " or ".join(dict.fromkeys(_type(part) for part in field["anyOf"] if part.get("type") != "null"))
+        kinds = [_kind(part, definitions) for part in field["anyOf"] if part.get("type") != "null"]
+        return " or ".join(dict.fromkeys(kinds))
     if "$ref" in field:
-        return str(field["$ref"]).rsplit("/", 1)[-1]
+        return _kind(definitions.get(str(field["$ref"]).rsplit("/", 1)[-1], {}), definitions)
+    if "enum" in field:
+        return " or ".join(json.dumps(value) for value in field["enum"])
     return str(field.get("type", "any"))

@@ -13,13 +13,13 @@ import structlog
 import uvloop
 
 from remora import log as logs
-from remora.app import configure, run_worker, stop_signals
+from remora.app import configure, configure_scheduler, run_worker, stop_signals
 from remora.cli.group import ExitCode, Failed
 from remora.cli.options import config_option, examples
 from remora.config import Properties, WorkerSettings
 from remora.errors import ConfigurationError, RemoraError, WorkerSuperseded
 from remora.pace import SystemClock
-from remora.scheduler import SchedulerSettings, serve
+from remora.scheduler import serve
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +42,7 @@ def worker(*, config: Path | None) -> None:
 def scheduler(*, config: Path | None) -> None:
     """Run the embedded scheduler until SIGTERM or SIGINT. It keeps its runs; the next start goes on with them."""
     properties = Properties.load(config)
-    settings = properties.settings(SchedulerSettings)
+    settings = configure_scheduler(properties)
 
     async def run() -> None:
         with stop_signals() as stop:
