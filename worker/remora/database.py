@@ -15,7 +15,6 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -44,7 +43,7 @@ class Database:
         """Use :meth:`open`."""
         self._path = path
         self._writer: BatchThread[Operation]
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix=f"read {path.name}")
+        self._reader: BatchThread[Operation]
         self._write_connection: Connection
         self._read_connection: Connection
 
@@ -62,6 +61,7 @@ class Database:
         database = cls(path)
         await asyncio.to_thread(database._connect, migrations)
         database._writer = BatchThread(f"write {path.name}", database._commit)
+        database._reader = BatchThread(f"read {path.name}", database._query)
         try:
             yield database
         finally:
@@ -82,10 +82,8 @@ class Database:
         Raises:
             StorageUnavailable: the disk refuses.
         """
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._reader, operation, self._read_connection)
-        except sqlite3.Error as error:
-            raise self._unavailable(error) from error
+        result: T = await self._reader.done(operation)
+        return result
 
     def _connect(self, migrations: Sequence[str]) -> None:
         try:
@@ -132,9 +130,16 @@ class Database:
 
     def _close(self) -> None:
         self._writer.close()
-        self._reader.shutdown()
+        self._reader.close()
         self._read_connection.close()
         self._write_connection.close()
+
+    def _query(self, jobs: Sequence[Job[Operation]]) -> None:
+        for job in jobs:
+            try:
+                _perform(job, self._read_connection)
+            except sqlite3.Error as error:
+                job.error = self._unavailable(error)
 
     def _commit(self, jobs: Sequence[Job[Operation]]) -> None:
         try:
