@@ -217,9 +217,11 @@ class TaskDefinition(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     task_type: _builtins.str
-    """Which handler runs it, for example "SAGEMAKER"."""
+    """Which handler runs it, for example "SAGEMAKER"; at most 256 characters."""
     name: _builtins.str
-    """A name for people; the task id stands in where it is empty."""
+    """A name for people, at most 1024 characters; the task id stands in where it
+    is empty.
+    """
     parameters_json: _builtins.str
     """The parameters of the task type as a JSON object, at most 256 KiB of UTF-8."""
     @_builtins.property
@@ -232,7 +234,9 @@ class TaskDefinition(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Free text pairs that are kept and returned with the task."""
+        """Free text pairs that are kept and returned with the task: at most 64, names
+        of at most 128 characters, values of at most 1024.
+        """
 
     def __init__(
         self,

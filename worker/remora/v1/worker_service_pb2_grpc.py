@@ -38,6 +38,7 @@ class WorkerServiceStub:
     | UNAVAILABLE         | WORKER_DRAINING         | chooses another worker                           |
     | UNAVAILABLE         | STORAGE_UNAVAILABLE     | chooses another worker; tells the operator       |
     | UNAVAILABLE         | (none)                  | repeats with jittered back-off                   |
+    | INVALID_ARGUMENT    | REQUEST_INVALID         | corrects the fields named in BadRequest          |
     | UNAUTHENTICATED     | TOKEN_INVALID           | stops and tells the operator                     |
     | INTERNAL            | DEFECT                  | does not repeat; the id in metadata is in the worker's log |
     """
@@ -98,6 +99,7 @@ class WorkerServiceServicer:
     | UNAVAILABLE         | WORKER_DRAINING         | chooses another worker                           |
     | UNAVAILABLE         | STORAGE_UNAVAILABLE     | chooses another worker; tells the operator       |
     | UNAVAILABLE         | (none)                  | repeats with jittered back-off                   |
+    | INVALID_ARGUMENT    | REQUEST_INVALID         | corrects the fields named in BadRequest          |
     | UNAUTHENTICATED     | TOKEN_INVALID           | stops and tells the operator                     |
     | INTERNAL            | DEFECT                  | does not repeat; the id in metadata is in the worker's log |
     """
@@ -246,6 +248,7 @@ class WorkerService:
     | UNAVAILABLE         | WORKER_DRAINING         | chooses another worker                           |
     | UNAVAILABLE         | STORAGE_UNAVAILABLE     | chooses another worker; tells the operator       |
     | UNAVAILABLE         | (none)                  | repeats with jittered back-off                   |
+    | INVALID_ARGUMENT    | REQUEST_INVALID         | corrects the fields named in BadRequest          |
     | UNAUTHENTICATED     | TOKEN_INVALID           | stops and tells the operator                     |
     | INTERNAL            | DEFECT                  | does not repeat; the id in metadata is in the worker's log |
     """

@@ -39,6 +39,7 @@ class WorkerServiceStub:
     | UNAVAILABLE         | WORKER_DRAINING         | chooses another worker                           |
     | UNAVAILABLE         | STORAGE_UNAVAILABLE     | chooses another worker; tells the operator       |
     | UNAVAILABLE         | (none)                  | repeats with jittered back-off                   |
+    | INVALID_ARGUMENT    | REQUEST_INVALID         | corrects the fields named in BadRequest          |
     | UNAUTHENTICATED     | TOKEN_INVALID           | stops and tells the operator                     |
     | INTERNAL            | DEFECT                  | does not repeat; the id in metadata is in the worker's log |
     """
@@ -118,6 +119,7 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     | UNAVAILABLE         | WORKER_DRAINING         | chooses another worker                           |
     | UNAVAILABLE         | STORAGE_UNAVAILABLE     | chooses another worker; tells the operator       |
     | UNAVAILABLE         | (none)                  | repeats with jittered back-off                   |
+    | INVALID_ARGUMENT    | REQUEST_INVALID         | corrects the fields named in BadRequest          |
     | UNAUTHENTICATED     | TOKEN_INVALID           | stops and tells the operator                     |
     | INTERNAL            | DEFECT                  | does not repeat; the id in metadata is in the worker's log |
     """
@@ -193,6 +195,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     | UNAVAILABLE         | WORKER_DRAINING         | chooses another worker                           |
     | UNAVAILABLE         | STORAGE_UNAVAILABLE     | chooses another worker; tells the operator       |
     | UNAVAILABLE         | (none)                  | repeats with jittered back-off                   |
+    | INVALID_ARGUMENT    | REQUEST_INVALID         | corrects the fields named in BadRequest          |
     | UNAUTHENTICATED     | TOKEN_INVALID           | stops and tells the operator                     |
     | INTERNAL            | DEFECT                  | does not repeat; the id in metadata is in the worker's log |
     """
