@@ -145,6 +145,7 @@ def test_a_timeout_ends_a_task_unless_it_only_warns(fields, timeout):
         ("workflow: &a {x: *a}", "workflow.x", "contains itself"),
         ("workflow: \x00", "document", "line 1: has a character that YAML does not allow: 0x0"),
         ("[" * 5000, "document", "is nested too deeply"),
+        ('workflow: "\\ud800"', "document", "line 1: has half a character"),
         ("? [a]\n: b", "document", "has a key that is not text"),
         ("workflow: {<<: 3}", "workflow", "merges what is not a mapping"),
         ("tasks: [{name: a, task_type: X}]", "document", "has no `workflow:`"),
@@ -317,6 +318,7 @@ def test_an_unquoted_file_is_read_as_in_the_examples_of_the_dialect(tmp_path):
         ('$FILE{"."}', "cannot be read"),
         ('$FILE{"a"} and more', "with nothing after it"),
         ("$FILE{a}", "a file is named as"),
+        ("x$ENV{LATIN}", "is not UTF-8"),
         ("x$ENV{GONE}", "$ENV{GONE}: there is no such environment variable"),
     ],
 )
@@ -325,7 +327,7 @@ def test_what_a_file_refers_to_and_is_not_there_is_told(tmp_path, value, message
     dag = tmp_path / "dag.yaml"
     dag.write_text(tasks(f"{{name: a, task_type: X, params: {{x: '{value}'}}}}"))
     with pytest.raises(InvalidRequest) as caught:
-        load(dag, {})
+        load(dag, {"LATIN": "\udce9"})
     assert message in caught.value.violations["tasks[0].params.x"]
     assert caught.value.violations["tasks[0].params.x"].startswith("line 3: ")
 

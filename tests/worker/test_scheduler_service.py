@@ -67,8 +67,8 @@ class World:
         await self.start()
 
     async def until_waiting(self, count):
-        """Return when so many calls wait for the clock, beside the scheduler's own two loops."""
-        while self.clock.sleepers < 2 + count:
+        """Return when so many calls wait for the clock, beside the scheduler's own three loops."""
+        while self.clock.sleepers < 3 + count:
             await self.people.ListWorkflowRuns(pb.ListWorkflowRunsRequest(), timeout=10)
 
     async def submit(self, dag, run_id="run", **parameters):
@@ -451,6 +451,18 @@ async def test_a_task_whose_input_was_never_put_out_fails_and_says_so(world):
     run = await world.until(lambda run: run.HasField("finished_at"))
     assert states_of(run) == {"first": "SUCCEEDED", "second": "FAILED"}
     assert run.tasks[1].detail == "${first.message}: the task first put out no message; it put out other"
+
+
+@pytest.mark.parametrize("outputs", ["{", "[" * 100_000, '{"message": "\\ud800"}'])
+async def test_outputs_that_cannot_be_used_fail_the_next_task_and_not_the_scheduler(world, outputs):
+    worker = await world.worker()
+    await world.submit(CHAIN)
+    await worker.report(await worker.take(), "SUCCEEDED", outputs=outputs)
+    run = await world.until(lambda run: run.HasField("finished_at"))
+    assert states_of(run) == {"first": "SUCCEEDED", "second": "FAILED"}
+    assert run.tasks[1].detail.startswith("what the tasks before it put out cannot be used: ")
+    await world.submit(ONE, "other")
+    assert len(await worker.poll()) == 1
 
 
 async def test_parameters_that_grow_too_large_fail_the_task(world):

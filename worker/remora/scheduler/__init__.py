@@ -3,8 +3,9 @@
 ::
 
     service        gRPC: SchedulerService for workers, WorkflowService for people
-      coordinator  one change at a time, on disk before it is told; the loop that hands tasks out
+      coordinator  sessions, commands, reports; the loop that hands tasks out
         fleet      workers, leases, who takes what         (memory)
+      runs         every run, on disk before it is told; runlogs: their logs
         store      runs and their tasks                    (SQLite)
         state      how a run moves                         (pure)
           parameters, placeholders                         what ``${name}`` stands for
@@ -32,6 +33,8 @@ from remora.plugin import Clock
 from remora.scheduler.coordinator import Coordinator
 from remora.scheduler.dagfile import load
 from remora.scheduler.fleet import Fleet
+from remora.scheduler.runlogs import RunLogs
+from remora.scheduler.runs import Runs
 from remora.scheduler.service import SCHEDULER_SERVICE, WORKFLOW_SERVICE, SchedulerServicer, WorkflowServicer
 from remora.scheduler.store import Store
 from remora.tasklog import TaskLogs
@@ -96,18 +99,22 @@ async def serve(settings: SchedulerSettings, clock: Clock) -> AsyncGenerator[str
     async with contextlib.AsyncExitStack() as stack:
         await asyncio.to_thread(stack.enter_context, lock_directory(settings.data_dir))
         store = await stack.enter_async_context(Store.open(settings.data_dir / "scheduler.db"))
-        logs = TaskLogs(settings.data_dir / "logs", clock)
-        stack.push_async_callback(asyncio.to_thread, logs.close)
-        fleet = Fleet(clock, settings.lease_seconds)
-        coordinator = Coordinator(store, logs, fleet, clock, retention=settings.retention_days * _DAY)
-        await coordinator.recover()
-        await stack.enter_async_context(rpc.beside(coordinator.hand_out(), name="hand tasks out"))
-        scheduler = SchedulerServicer(coordinator, settings.lease_seconds)
+        files = TaskLogs(settings.data_dir / "logs", clock)
+        stack.push_async_callback(asyncio.to_thread, files.close)
+        runs = Runs(store, clock)
+        await runs.recover()
+        logs = RunLogs(runs, files, clock)
+        coordinator = Coordinator(runs, Fleet(clock, settings.lease_seconds), logs, clock)
+        forgetting = logs.forget(settings.retention_days * _DAY)
+        await stack.enter_async_context(rpc.beside(forgetting, name="scheduler: forget runs"))
+        await stack.enter_async_context(rpc.beside(coordinator.hand_out(), name="scheduler: hand tasks out"))
+        for_workers = SchedulerServicer(coordinator, settings.lease_seconds)
+        for_people = WorkflowServicer(runs, logs)
         address = await stack.enter_async_context(
             rpc.serve(
                 {
-                    SCHEDULER_SERVICE: partial(add_SchedulerServiceServicer_to_server, scheduler),
-                    WORKFLOW_SERVICE: partial(add_WorkflowServiceServicer_to_server, WorkflowServicer(coordinator)),
+                    SCHEDULER_SERVICE: partial(add_SchedulerServiceServicer_to_server, for_workers),
+                    WORKFLOW_SERVICE: partial(add_WorkflowServiceServicer_to_server, for_people),
                 },
                 address=settings.address,
                 setting="scheduler",
@@ -116,7 +123,8 @@ async def serve(settings: SchedulerSettings, clock: Clock) -> AsyncGenerator[str
                 token=settings.token.get_secret_value() if settings.token else None,
             )
         )
-        stack.callback(coordinator.close)
+        stack.callback(logs.wake)
+        stack.callback(runs.close)  # the first on the way out
         log.info("listening", address=address, tls=settings.tls is not None)
         if not rpc.is_loopback(address) and settings.token is None and settings.client_ca is None:
             log.warning("scheduler_open_to_everybody", address=address, remedy="set scheduler.token")

@@ -29,7 +29,6 @@ from datetime import UTC, datetime
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TypeVar
-from zoneinfo import ZoneInfo
 
 from pydantic import AliasChoices, BaseModel, JsonValue, ValidationError
 
@@ -46,7 +45,7 @@ from remora.scheduler.fields import (
     TaskFields,
     WorkflowFields,
 )
-from remora.scheduler.parameters import BUILT_INS, REQUEST
+from remora.scheduler.parameters import BUILT_INS, REQUEST, zone
 from remora.scheduler.workflow import DEFAULT_GROUP, TaskSpec, Workflow
 
 M = TypeVar("M", bound=BaseModel)
@@ -179,9 +178,19 @@ def _expanded(text: str, folder: Path, environment: Mapping[str, str]) -> str:
     def variable(match: re.Match[str]) -> str:
         if match[1] not in environment:
             raise ValueError(f"{match[0]}: there is no such environment variable; set it")
+        if not _is_text(environment[match[1]]):
+            raise ValueError(f"{match[0]}: the environment variable is not UTF-8")
         return environment[match[1]]
 
     return _ENV.sub(variable, text)
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _map_texts(value: JsonValue, change: Callable[[str, documents.Path], str], path: documents.Path = ()) -> JsonValue:
@@ -353,10 +362,10 @@ def _values(properties: Iterable[Property]) -> Mapping[str, str]:
 
 def _timezone(name: str, mistakes: _Mistakes) -> str:
     try:
-        return ZoneInfo(name).key
-    except (KeyError, ValueError, OSError):  # unknown, not a name, or a directory of zones
-        mistakes.add(("workflow", "timezone"), f"{name!r} is not a time zone of this machine, such as Europe/Berlin")
-        return "UTC"
+        zone(name)
+    except ValueError as error:
+        mistakes.add(("workflow", "timezone"), str(error))
+    return name
 
 
 # What only the whole shows -----------------------------------------------------------------------------------------

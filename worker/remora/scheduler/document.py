@@ -129,7 +129,7 @@ class _Reader:
 
 def _key(node: yaml.Node, path: Path) -> str:
     if isinstance(node, yaml.ScalarNode):
-        return str(node.value)
+        return _text(node)
     raise MalformedDocument("has a key that is not text", line=node.start_mark.line + 1, path=path)
 
 
@@ -137,8 +137,17 @@ def _merged(node: yaml.Node) -> Iterator[yaml.Node]:
     yield from node.value if isinstance(node, yaml.SequenceNode) else [node]
 
 
-def _scalar(node: yaml.ScalarNode) -> JsonValue:
+def _text(node: yaml.ScalarNode) -> str:
     text = str(node.value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise MalformedDocument("has half a character (a lone surrogate)", line=node.start_mark.line + 1) from None
+    return text
+
+
+def _scalar(node: yaml.ScalarNode) -> JsonValue:
+    text = _text(node)
     if node.style is not None:
         return text
     if text in _WORDS:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from zoneinfo import ZoneInfo
 
 from pydantic import JsonValue
@@ -52,7 +52,7 @@ def expanded(
     Raises:
         UnresolvableText: parameters name each other in a circle, or a task put out no such thing.
     """
-    now = datetime.fromtimestamp(created_at, ZoneInfo(workflow.timezone))
+    now = datetime.fromtimestamp(created_at, zone(workflow.timezone))
     named: dict[str, tuple[str, str]] = {}
     for before in workflow.ancestors(task.name):
         for name, path in before.outputs.items():
@@ -81,12 +81,22 @@ def expanded(
 
 def check_circles(workflow: Workflow, start: Mapping[str, str]) -> None:
     """Raise UnresolvableText where parameters name each other in a circle, whatever tasks put out."""
-    now = datetime.fromtimestamp(0, ZoneInfo(workflow.timezone))
+    now = datetime.fromtimestamp(0, UTC)
     for task in workflow.tasks.values():
         layers = [Layer(values=start), Layer(values=task.inputs), Layer(values=workflow.parameters)]
         expander = Expander(layers, now)
         for name in {**workflow.parameters, **task.inputs, **start}:
             expander.expand(f"${{{name}}}")
+
+
+def zone(name: str) -> tzinfo:
+    """Return a time zone. UTC needs no data on the disk. Raises ValueError for one that this machine does not know."""
+    if name == "UTC":
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):  # unknown, no name of a zone, or a directory of zones
+        raise ValueError(f"{name!r} is not a time zone that this machine knows, such as Europe/Berlin") from None
 
 
 def value_at(value: JsonValue, path: str) -> JsonValue:

@@ -1,6 +1,6 @@
 # ruff: noqa: N802, D102
 # (the names of the methods are gRPC's, and the protos document them)
-"""SchedulerService and WorkflowService: a thin translation of the coordinator.
+"""SchedulerService and WorkflowService: thin translations of the coordinator and of the runs.
 
 What comes in is checked here; what it means is decided in :mod:`remora.scheduler.state`.
 """
@@ -17,6 +17,8 @@ from remora.errors import InvalidRequest
 from remora.plugin import TaskKey
 from remora.scheduler.coordinator import Coordinator, Held
 from remora.scheduler.fleet import Introduction
+from remora.scheduler.runlogs import RunLogs
+from remora.scheduler.runs import Runs
 from remora.scheduler.state import Command, Node, NodeState, Run, RunState
 from remora.task import Stop, StopCause, TaskRecord
 from remora.v1 import scheduler_service_pb2 as worker_pb
@@ -105,27 +107,28 @@ class SchedulerServicer(worker_grpc.SchedulerServiceServicer):
 class WorkflowServicer(pb_grpc.WorkflowServiceServicer):
     """For people."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
+    def __init__(self, runs: Runs, logs: RunLogs) -> None:
+        self._runs = runs
+        self._logs = logs
 
     async def SubmitWorkflow(
         self, request: pb.SubmitWorkflowRequest, context: rpc.Context
     ) -> pb.SubmitWorkflowResponse:
         del context
-        run = await self._coordinator.submit(request.workflow_yaml, request.parameters, request.run_id)
+        run = await self._runs.submit(request.workflow_yaml, request.parameters, request.run_id)
         return pb.SubmitWorkflowResponse(run=_run_message(run))
 
     async def GetWorkflowRun(
         self, request: pb.GetWorkflowRunRequest, context: rpc.Context
     ) -> pb.GetWorkflowRunResponse:
-        run = await self._coordinator.run_after(request.run_id, request.after_version, _wait(request, context))
+        run = await self._runs.get_after(request.run_id, request.after_version, _wait(request, context))
         return pb.GetWorkflowRunResponse(run=_run_message(run))
 
     async def ListWorkflowRuns(
         self, request: pb.ListWorkflowRunsRequest, context: rpc.Context
     ) -> pb.ListWorkflowRunsResponse:
         del context
-        runs = await self._coordinator.latest(_bounded(request.page_size, "page_size", default=100, most=_MOST_RUNS))
+        runs = await self._runs.latest(_bounded(request.page_size, "page_size", default=100, most=_MOST_RUNS))
         return pb.ListWorkflowRunsResponse(runs=_fitting(_run_message(run, snapshots=False) for run in runs))
 
     async def CancelWorkflowRun(
@@ -134,7 +137,7 @@ class WorkflowServicer(pb_grpc.WorkflowServiceServicer):
         del context
         if len(request.reason) > wire.MAX_TEXT:
             raise _wrong("reason", f"must have at most {wire.MAX_TEXT} characters, has {len(request.reason)}")
-        run = await self._coordinator.cancel(request.run_id, request.reason)
+        run = await self._runs.cancel(request.run_id, request.reason)
         return pb.CancelWorkflowRunResponse(run=_run_message(run))
 
     async def ReadWorkflowTaskLogs(
@@ -143,7 +146,7 @@ class WorkflowServicer(pb_grpc.WorkflowServiceServicer):
         for field in ("attempt", "offset"):
             if getattr(request, field) < 0:
                 raise _wrong(field, f"must not be negative, is {getattr(request, field)}")
-        page = await self._coordinator.read_log(
+        page = await self._logs.read(
             request.run_id,
             request.task_name,
             request.attempt,

@@ -367,7 +367,9 @@ def _failed(run: Run, name: str, record: TaskRecord, now: float) -> Mapping[str,
     if run.cancelled is not None or hopeless or record.key.attempt >= spec.max_attempts:
         return {"state": NodeState.FAILED, "detail": problem, "finished_at": now}
     wait = f" in {spec.retry_interval:g} s" if spec.retry_interval else ""
-    detail = f"attempt {record.key.attempt} of {spec.max_attempts} failed: {problem}; the next one follows{wait}"
+    detail = (
+        f"attempt {record.key.attempt} of {spec.max_attempts} failed: {problem.rstrip('.')}; the next one follows{wait}"
+    )
     return {"state": NodeState.READY, "detail": detail, "not_before": now + spec.retry_interval}
 
 
