@@ -11,6 +11,7 @@ import pytest
 _ROOT = Path(__file__).parents[2]
 
 _LONGEST_MODULE = 450
+"""Lines; a module of tests is as long as what it tests."""
 _LONGER: dict[str, str] = {}
 """Modules that may be longer, each with its reason."""
 
@@ -76,7 +77,7 @@ def test_modules_are_short():
     lengths = {
         _relative(path): len(path.read_text().splitlines())
         for path in _tracked()
-        if path.suffix == ".py" and "/v1/" not in path.as_posix()
+        if path.suffix == ".py" and "/v1/" not in path.as_posix() and not path.name.startswith("test_")
     }
     longer = {name: length for name, length in lengths.items() if length > _LONGEST_MODULE}
 
