@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import click
 import grpc
@@ -42,8 +43,9 @@ def health(*, address: str, service: str, timeout: float, token: str | None, tls
 
 async def _check(server: Server, service: str, seconds: float) -> str:
     async with connect(server) as channel:
+        stub: Any = HealthStub(channel)  # comes without types
         try:
-            answer = await HealthStub(channel).Check(HealthCheckRequest(service=service), timeout=seconds)
+            answer: HealthCheckResponse = await stub.Check(HealthCheckRequest(service=service), timeout=seconds)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 raise Failed(f"{server.address} knows no service {service!r}") from error
