@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import pytest
@@ -25,7 +26,12 @@ from remora.v1 import workflow_service_pb2 as pb
 from remora.v1 import workflow_service_pb2_grpc as pb_grpc
 from rich.console import Console
 
-DAG = "workflow: {name: w}\n"
+DAG = """
+workflow: {name: w}
+tasks:
+  - {name: a, task_type: SageMaker, sagemaker_request_json: {PipelineName: P}}
+  - {name: b, task_type: SageMaker, sagemaker_request_json: {PipelineName: P}, deps: [a]}
+"""
 
 
 def task(name, state, attempt=1, detail="", **fields):
@@ -210,6 +216,22 @@ def test_a_detached_run_prints_its_name(remora, fake, dag):
 def test_the_dag_may_come_from_the_input(remora, fake):
     remora("run", "-", "--detach", input=DAG)
     assert submission(fake).workflow_yaml == DAG
+
+
+def test_a_mistake_in_the_file_is_found_before_anybody_is_asked(remora, fake, dag):
+    Path(dag).write_text(DAG.replace("deps:", "dep:"))
+    result = remora("run", dag)
+    assert result.exit_code == ExitCode.REFUSED
+    assert result.stderr == "error: tasks[1].dep: line 5: is not a known field. Did you mean deps?\n"
+    assert not fake.requests
+
+
+def test_what_lies_beside_the_file_goes_with_it_and_what_nobody_heeds_is_told(remora, fake, dag):
+    Path(dag).write_text(DAG.replace("{PipelineName: P}}", "'$FILE{\"start.json\"}', task_priority: HIGH}", 1))
+    Path(dag).with_name("start.json").write_text('{"PipelineName": "FromFile"}')
+    result = remora("run", dag, "--detach")
+    assert "FromFile" in submission(fake).workflow_yaml
+    assert "task_priority is ignored" in result.stderr
 
 
 def test_a_run_is_followed_again_without_being_submitted(remora, fake):

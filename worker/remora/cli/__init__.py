@@ -45,7 +45,7 @@ Exit codes:
   2    the command line is wrong
   3    the configuration is wrong
   4    the server cannot be reached
-  5    the server refused the call
+  5    refused: what was asked for is wrong, or not there
   130  interrupted
 
 \b

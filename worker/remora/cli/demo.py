@@ -28,6 +28,7 @@ from remora.cli.output import state_name, table
 from remora.cli.processes import Program, Programs
 from remora.cli.views import LinesView, TableView, summary
 from remora.pace import SystemClock
+from remora.scheduler import load
 from remora.v1 import workflow_service_pb2 as pb
 from remora.v1.workflow_service_pb2_grpc import WorkflowServiceStub
 
@@ -101,7 +102,7 @@ class _Stage:
         self.killed = False
         self._directory = directory
         self._folder = folder
-        self._workflow = (folder / "train_and_register.yaml").read_text(encoding="utf-8")
+        _, self._workflow = load(folder / "train_and_register.yaml", {})
         self._view = view
         self._kill = kill
         self._clock = SystemClock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import os
 import re
 import secrets
 import sys
@@ -12,13 +13,14 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from remora.cli.client import CALL_SECONDS, Server, connect
+from remora.cli.client import CALL_SECONDS, Server, connect, remark
 from remora.cli.follow import View, watch
 from remora.cli.group import ExitCode
 from remora.cli.options import DEFAULT_ADDRESSES, PairType, examples, json_option, server_options
 from remora.cli.output import duration, lasted, plain, print_json, state_name, state_text, table
 from remora.cli.views import LinesView, TableView, summary
 from remora.pace import SystemClock
+from remora.scheduler import load
 from remora.v1 import workflow_service_pb2 as pb
 from remora.v1.workflow_service_pb2_grpc import WorkflowServiceStub
 
@@ -61,7 +63,7 @@ def run(
     chosen = attach or run_id or _new_run_id(dag)
     request = None
     if dag is not None:
-        request = pb.SubmitWorkflowRequest(workflow_yaml=_read(dag), parameters=dict(parameters), run_id=chosen)
+        request = pb.SubmitWorkflowRequest(workflow_yaml=_text(dag), parameters=dict(parameters), run_id=chosen)
     if detach and request is not None:
         started = asyncio.run(_submit(scheduler, request))
         print_json(plain(started)) if as_json else click.echo(started.run_id)
@@ -141,11 +143,14 @@ def _view(*, to_error: bool) -> LinesView | TableView:
     return LinesView(lambda text: click.echo(text, err=to_error))
 
 
-def _read(dag: Path) -> str:
-    try:
-        return sys.stdin.read() if str(dag) == "-" else dag.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise click.UsageError(f"{dag}: is not UTF-8.") from None
+def _text(dag: Path) -> str:
+    """Return a DAG with all that it takes from where it lies. Raises InvalidRequest for one that cannot be run."""
+    if str(dag) == "-":
+        return sys.stdin.read()
+    workflow, text = load(dag, os.environ)
+    for note in workflow.notes:
+        remark(f"note: {dag}: {note}")
+    return text
 
 
 def _new_run_id(dag: Path | None) -> str:
