@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 LOCK_ARGS ?=
 
 BIN := .venv/bin
@@ -54,7 +55,7 @@ check: $(DEV) ## run the linters, formatters and type checkers
 	$(BIN)/buf format --exit-code --diff
 
 bench: $(DEV) ## measure; the figures and what they mean are printed
-	$(BIN)/python tests/bench
+	$(BIN)/python tests/bench $(BENCH_ARGS)
 
 proto: $(DEV) ## generate the Python code of proto/
 	$(BIN)/python -m grpc_tools.protoc --proto_path=proto \

@@ -23,7 +23,8 @@ _REGISTRY = re.compile(
 
 def _tracked() -> list[Path]:
     """The files that git knows and that are there."""
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=_ROOT, check=True, capture_output=True, text=True).stdout
+    command = ["git", "-c", "safe.directory=*", "ls-files", "-z"]  # whoever owns the checkout
+    names = subprocess.run(command, cwd=_ROOT, check=True, capture_output=True, text=True).stdout
     return [path for name in names.split("\0") if name and (path := _ROOT / name).is_file()]
 
 

@@ -39,7 +39,7 @@ def _metadata(wheel: zipfile.ZipFile, name: str) -> str:
 @pytest.mark.parametrize(("source", "package"), _DISTRIBUTIONS.items())
 def test_a_wheel_has_every_file_of_its_package_and_only_these(wheels, source, package):
     known = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", package],
+        ["git", "-c", "safe.directory=*", "ls-files", "--cached", "--others", "--exclude-standard", package],
         cwd=_ROOT / source,
         check=True,
         capture_output=True,
