@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 
 import pytest
 from remora import rpc, wire
@@ -197,7 +198,8 @@ async def test_a_run_goes_from_task_to_task_and_outputs_with_it(world):
     submitted = await world.submit(CHAIN)
     assert (submitted.name, [task.name for task in submitted.tasks]) == ("chain", ["first", "second"])
     first = await worker.take()
-    assert (first.definition.key.task_id, first.definition.key.attempt, first.fencing_token) == ("run/first", 1, 1)
+    assert re.fullmatch(r"run~[0-9a-f]{8}/first", first.definition.key.task_id)
+    assert (first.definition.key.attempt, first.fencing_token) == (1, 1)
     assert await worker.report(first, "RUNNING", detail="step 1") == 1
     run = await world.until_states(first="RUNNING", second="WAITING")
     assert (run.tasks[0].detail, run.tasks[0].worker_id, run.tasks[0].task.detail) == ("step 1", "w1", "step 1")
@@ -224,7 +226,7 @@ async def test_no_worker_gets_more_than_it_can_hold(world):
     run = await world.until(lambda run: "capacity" in run.tasks[5].detail)
     assert run.tasks[5].detail == "waits for capacity: every worker that runs EXAMPLE is full"
     await worker.report(first, "SUCCEEDED")
-    assert (await worker.take()).definition.key.task_id == "run/t2"
+    assert (await worker.take()).definition.key.task_id.endswith("/t2")
 
 
 async def test_a_task_waits_for_a_worker_that_can_run_it_and_says_so(world):
@@ -244,7 +246,7 @@ async def test_a_task_of_a_worker_group_goes_to_a_worker_of_that_group(world):
     await world.submit(ONE.replace("params", "worker_group: gpu, params"))
     await world.until(lambda run: "in the group gpu" in run.tasks[0].detail)
     worker = await world.worker("special", labels={"group": "gpu"})
-    assert (await worker.take()).definition.key.task_id == "run/only"
+    assert (await worker.take()).definition.key.task_id.endswith("/only")
 
 
 async def test_of_two_polls_the_older_one_returns_at_once(world):
@@ -295,7 +297,7 @@ async def test_a_worker_whose_lease_ran_out_loses_its_tasks_to_another_one(world
         await lost.poll()
     with pytest.raises(SessionExpired):
         await lost.report(assignment, "SUCCEEDED", sequence=6)
-    assert await lost.register(assignment) == ["run/only"]
+    assert await lost.register(assignment) == [assignment.definition.key.task_id]
     assert await lost.report(assignment, "SUCCEEDED", sequence=6) == "fenced"
     with pytest.raises(Fenced):
         await lost.append(assignment, 0, "late\n")
@@ -591,7 +593,7 @@ async def test_workers_that_follow_each_other_keep_offsets_of_their_own(world):
     assert await second.append(taken, 0, "") == 0
     assert await second.append(taken, 0, "w2 a\n") == 5
     await second.deregister()
-    assert await first.register(assignment) == ["run/only"]
+    assert await first.register(assignment) == [assignment.definition.key.task_id]
     again = await first.take()
     assert again.fencing_token == 3
     assert await first.append(again, 0, "") == 5
@@ -718,7 +720,7 @@ async def test_a_disk_that_refuses_a_report_loses_nothing(world, monkeypatch):
         await world.submit(ONE, "other")
     assert await worker.report(assignment, "SUCCEEDED") == 1
     await world.clock.advance(2)
-    assert (await worker.take()).definition.key.task_id == "other/only"
+    assert (await worker.take()).definition.key.task_id.startswith("other~")
 
 
 async def test_ended_runs_are_forgotten_after_their_retention(tmp_path):

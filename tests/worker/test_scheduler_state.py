@@ -21,7 +21,7 @@ tasks:
 
 
 def begin(dag=DIAMOND):
-    return state.started("run", dagfile.parse(dag), {}, 0.0)
+    return state.started("run", "1", dagfile.parse(dag), {}, 0.0)
 
 
 def give(run, name="top", worker="w1", now=1.0):
@@ -29,7 +29,7 @@ def give(run, name="top", worker="w1", now=1.0):
 
 
 def record(name="top", task_state=TaskState.RUNNING, *, attempt=1, sequence=1, token=1, **more):
-    key = TaskKey(task_id=f"run/{name}", attempt=attempt)
+    key = TaskKey(task_id=f"run~1/{name}", attempt=attempt)
     return TaskRecord(
         key=key,
         door="",
@@ -88,7 +88,7 @@ def test_every_change_has_a_higher_version():
 def test_an_assignment_says_what_was_asked_for():
     (command,) = state.commands(give(begin()), "w1")
     definition = command.dispatch.definition
-    assert definition.key == TaskKey(task_id="run/top", attempt=1)
+    assert definition.key == TaskKey(task_id="run~1/top", attempt=1)
     assert (definition.task_type, definition.parameters, definition.timeout) == ("X", "{}", 120)
     assert definition.labels == {"workflow": "diamond", "run_id": "run", "task": "top"}
     assert (command.dispatch.fencing_token, command.dispatch.handle) == (1, None)
@@ -222,10 +222,10 @@ def test_what_a_worker_still_has_is_kept_when_the_rest_is_taken_back():
 @pytest.mark.parametrize(
     "key",
     [
-        TaskKey(task_id="run/top", attempt=2),
-        TaskKey(task_id="run/left", attempt=1),
-        TaskKey(task_id="run/gone", attempt=1),
-        TaskKey(task_id="other/top", attempt=1),
+        TaskKey(task_id="run~1/top", attempt=2),
+        TaskKey(task_id="run~1/left", attempt=1),
+        TaskKey(task_id="run~1/gone", attempt=1),
+        TaskKey(task_id="other~1/top", attempt=1),
         TaskKey(task_id="top", attempt=1),
     ],
 )

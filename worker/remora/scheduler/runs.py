@@ -101,7 +101,8 @@ class Runs:
             await asyncio.to_thread(parameters.check_circles, workflow, start)
         except UnresolvableText as error:
             raise InvalidRequest({"parameters": str(error)}, reason="WORKFLOW_INVALID") from None
-        run = state.started(run_id or self._new_id(workflow.name), workflow, start, self._clock.now())
+        nonce = uuid.uuid4().hex[:8]
+        run = state.started(run_id or self._new_id(workflow.name), nonce, workflow, start, self._clock.now())
         if not await completed(self._insert(run, source)):
             return await self._known(source, start, run_id) or await self.get(run_id)
         for note in workflow.notes:

@@ -113,6 +113,9 @@ class Run:
     """One run of a workflow."""
 
     run_id: str
+    nonce: str
+    """Tells this run from another of the same id: on another scheduler, or before the data of this one was lost.
+    Remote jobs are named after it, and must not be found by a run that did not start them."""
     workflow: Workflow
     created_at: float
     nodes: Mapping[str, Node]
@@ -137,7 +140,7 @@ class Run:
 
     def key(self, name: str, attempt: int) -> TaskKey:
         """Name an attempt for workers."""
-        return TaskKey(task_id=f"{self.run_id}/{name}", attempt=attempt)
+        return TaskKey(task_id=f"{self.run_id}~{self.nonce}/{name}", attempt=attempt)
 
     def attempt_keys(self) -> list[TaskKey]:
         """Name every attempt that was ever made."""
@@ -155,16 +158,22 @@ class Run:
 
 def names_of(task_id: str) -> tuple[str, str]:
     """Return the run id and the name of the task that a task id of ours is made of."""
-    run_id, _, name = task_id.partition("/")
-    return run_id, name
+    run, _, name = task_id.partition("/")
+    return run.partition("~")[0], name
 
 
-def started(run_id: str, workflow: Workflow, parameters: Mapping[str, str], now: float) -> Run:
+def started(run_id: str, nonce: str, workflow: Workflow, parameters: Mapping[str, str], now: float) -> Run:
     """Begin a run."""
-    nodes = {name: Node() for name in workflow.tasks}
-    return _settled(
-        Run(run_id=run_id, workflow=workflow, parameters=parameters, created_at=now, nodes=nodes, version=0), now
+    run = Run(
+        run_id=run_id,
+        nonce=nonce,
+        workflow=workflow,
+        parameters=parameters,
+        created_at=now,
+        nodes={name: Node() for name in workflow.tasks},
+        version=0,
     )
+    return _settled(run, now)
 
 
 def ready(run: Run, now: float) -> Iterator[TaskSpec]:
@@ -232,8 +241,8 @@ def fenced(run: Run, key: TaskKey, fencing_token: int, worker_id: str) -> bool:
 
 def attempt_of(run: Run, key: TaskKey) -> Attempt | None:
     """Return the attempt that a key names."""
-    run_id, name = names_of(key.task_id)
-    if run_id != run.run_id or name not in run.nodes:
+    _, name = names_of(key.task_id)
+    if name not in run.nodes or run.key(name, key.attempt) != key:
         return None
     attempts = run.nodes[name].attempts
     return attempts[key.attempt - 1] if 0 < key.attempt <= len(attempts) else None

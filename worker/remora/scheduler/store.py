@@ -22,6 +22,7 @@ _MIGRATIONS = (
     CREATE TABLE run (
         id          INTEGER PRIMARY KEY AUTOINCREMENT,  -- the order of submission
         run_id      TEXT NOT NULL UNIQUE,
+        nonce       TEXT NOT NULL,
         source      TEXT NOT NULL,                      -- the DAG file, to know a repeated submission by
         workflow    TEXT NOT NULL,                      -- remora.scheduler.workflow.Workflow
         parameters  TEXT NOT NULL,                      -- start parameters
@@ -40,7 +41,7 @@ _MIGRATIONS = (
     ) STRICT, WITHOUT ROWID;
     """,
 )
-_COLUMNS = "id, run_id, workflow, parameters, created_at, version, cancelled, finished_at"
+_COLUMNS = "id, run_id, nonce, workflow, parameters, created_at, version, cancelled, finished_at"
 
 _WORKFLOW = TypeAdapter(Workflow)
 _PARAMETERS = TypeAdapter(dict[str, str])
@@ -76,9 +77,9 @@ class Store:
 
         def insert(connection: Connection) -> bool:
             cursor = connection.execute(
-                "INSERT INTO run (run_id, source, workflow, parameters, created_at, version)"
-                " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (run_id) DO NOTHING",
-                (run.run_id, source, workflow, parameters, run.created_at, run.version),
+                "INSERT INTO run (run_id, nonce, source, workflow, parameters, created_at, version)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (run_id) DO NOTHING",
+                (run.run_id, run.nonce, source, workflow, parameters, run.created_at, run.version),
             )
             if cursor.rowcount:
                 _write(connection, run, list(run.nodes))
@@ -149,12 +150,13 @@ def _select(connection: Connection, condition: str, *values: str | float) -> lis
     return [_run(connection, row) for row in rows]
 
 
-def _run(connection: Connection, row: tuple[int, str, str, str, float, int, str | None, float | None]) -> Run:
-    number, run_id, workflow_text, parameters, created_at, version, cancelled, finished_at = row
+def _run(connection: Connection, row: tuple[int, str, str, str, str, float, int, str | None, float | None]) -> Run:
+    number, run_id, nonce, workflow_text, parameters, created_at, version, cancelled, finished_at = row
     workflow = _WORKFLOW.validate_json(workflow_text)
     nodes = dict(connection.execute("SELECT name, node FROM node WHERE run = ?", (number,)).fetchall())
     return Run(
         run_id=run_id,
+        nonce=nonce,
         workflow=workflow,
         created_at=created_at,
         nodes={name: _NODE.validate_json(nodes[name]) for name in workflow.tasks},
