@@ -216,7 +216,8 @@ class Engine:
         # The state first: a task that was final before the log is read writes nothing after.
         final = (await self.get(key)).state.final
         text, end = await self._logs.read(key, offset=offset, limit=limit)
-        return LogChunk(text=text, next_offset=end, done=final and end >= await self._logs.size(key))
+        # A last line that was torn by a crash is never shown, and must not keep the reader.
+        return LogChunk(text=text, next_offset=end, done=final and (not text or end >= await self._logs.size(key)))
 
     async def wait_log(self, key: TaskKey, *, offset: int, seconds: float) -> None:
         """Return when the log is longer than the offset, or the task has ended, or the time is over."""
@@ -290,9 +291,10 @@ class Engine:
         except Exception as error:  # noqa: BLE001 -- a plugin may raise anything; asked again it would raise it again
             return moves.born_failed(assignment, classify(handler, error), now)
         known = _known_handle(handler, assignment)
-        if known is None or known == handle:
-            return moves.accepted(assignment, handle, now)
-        return moves.adopted(assignment, known, now)
+        if assignment.fencing_token > 1 or known not in (None, handle):
+            # An earlier holder may have created the job, whether it told of it or not.
+            return moves.adopted(assignment, known or handle, now)
+        return moves.accepted(assignment, handle, now)
 
     async def _accept_again(self, assignment: Assignment) -> TaskRecord:
         """Answer a dispatch of a key that is known."""

@@ -85,6 +85,7 @@ class Assignment:
     door: str
     """Which door it came through, and to which it is reported."""
     fencing_token: int = 0
+    """Above 1 an earlier holder may have created the job; 0 is a person's."""
     handle: str | None = None
     """The handle, as JSON text, that an earlier holder reported."""
 
@@ -140,7 +141,7 @@ def accepted(assignment: Assignment, handle: str, now: float) -> TaskRecord:
 
 
 def adopted(assignment: Assignment, handle: str, now: float) -> TaskRecord:
-    """Return the first record of a task whose job was created by an earlier holder, as the handle shows."""
+    """Return the first record of a task whose job an earlier holder may have created."""
     return replace(_born(assignment, now), state=TaskState.SUBMITTING, handle=handle, detail="looking for its job")
 
 

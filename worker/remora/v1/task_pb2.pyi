@@ -266,8 +266,10 @@ class Assignment(_message.Message):
     FENCING_TOKEN_FIELD_NUMBER: _builtins.int
     HANDLE_JSON_FIELD_NUMBER: _builtins.int
     fencing_token: _builtins.int
-    """Grows with every hand-over of the same key to a worker. A worker refuses an
-    assignment, and a scheduler refuses a report, with a lower token than it knows.
+    """1 for the first hand-over of a key to a worker, and higher for each one after:
+    then an earlier holder may have created the remote job, and it is looked for
+    before it is stopped. A worker refuses an assignment, and a scheduler refuses
+    a report, with a lower token than it knows. 0 is for people.
     """
     handle_json: _builtins.str
     """The handle an earlier holder reported, or empty. With it the worker adopts
