@@ -50,6 +50,23 @@ def test_console_is_for_people(written):
         json.loads(text)
 
 
+@pytest.mark.parametrize("form", ["json", "console"])
+async def test_a_traceback_shows_no_local_variables_and_does_not_block_the_loop(written, form):
+    logs.configure("info", form)
+    try:
+        _fail_with("".join(["hun", "ter2"]))
+    except ZeroDivisionError:
+        structlog.get_logger().exception("step_failed")
+
+    text = written()
+    assert "ZeroDivisionError" in text
+    assert "hunter2" not in text
+
+
+def _fail_with(secret):
+    return len(secret) / 0
+
+
 def test_without_a_terminal_auto_is_json(written):
     logs.configure("info", "auto")
     structlog.get_logger().info("event")

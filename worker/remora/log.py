@@ -22,7 +22,8 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     """Set up structlog for this process. `auto` is console on a terminal, JSON otherwise."""
     to_console = form == "console" or (form == "auto" and sys.stderr.isatty())
     renderer: list[Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        # Plain tracebacks: the pretty ones show local variables, and some of those are secrets.
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if to_console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
