@@ -9,6 +9,8 @@ import pytest
 import structlog
 from remora import log as logs
 
+SECRET = "hunter2"
+
 
 @pytest.fixture
 def written(capsys):
@@ -54,13 +56,13 @@ def test_console_is_for_people(written):
 async def test_a_traceback_shows_no_local_variables_and_does_not_block_the_loop(written, form):
     logs.configure("info", form)
     try:
-        _fail_with("".join(["hun", "ter2"]))
+        _fail_with(SECRET)
     except ZeroDivisionError:
         structlog.get_logger().exception("step_failed")
 
     text = written()
     assert "ZeroDivisionError" in text
-    assert "hunter2" not in text
+    assert SECRET not in text
 
 
 def _fail_with(secret):
