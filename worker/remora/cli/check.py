@@ -133,7 +133,7 @@ async def _plugin(name: str, plugin: Plugin, settings: BaseModel, *, offline: bo
             types = ", ".join(info.name for info in registry.task_types()) or "nothing"
     except ConfigurationError as error:
         for problem in error.problems:
-            yield Finding(subject=subject, ok=False, message=problem)
+            yield Finding(subject=subject, ok=False, message=problem.removeprefix(f"{subject}: "))
         return
     yield Finding(subject=subject, ok=True, message=f"runs {types}")
     if offline:
