@@ -32,6 +32,7 @@ from remora.errors import (
 from remora.pace import SystemClock
 from remora.testing import ManualClock
 from remora.tls import Tls
+from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 SAY = "/test.Echo/Say"
@@ -103,7 +104,7 @@ async def test_an_error_that_was_raised_on_purpose_reaches_the_client_as_itself(
 
 
 async def test_a_defect_is_logged_with_an_id_and_nothing_of_it_leaves_the_process():
-    with capture_logs() as logs:
+    with capture_logs(processors=[merge_contextvars]) as logs:
         async with connected(raising(RuntimeError("secret=AKIA123"))) as channel:
             with pytest.raises(CallError) as caught, rpc.call_errors():
                 await say(channel)

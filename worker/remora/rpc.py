@@ -130,7 +130,7 @@ async def serve(
         ConfigurationError: the address cannot be bound or the TLS files cannot be used.
     """
     credentials = None if tls is None else await asyncio.to_thread(server_credentials, tls, setting)
-    interceptors: list[grpc.aio.ServerInterceptor] = [ErrorInterceptor(), ContextInterceptor()]
+    interceptors: list[grpc.aio.ServerInterceptor] = [CallInterceptor()]
     if token is not None:
         interceptors.append(TokenInterceptor(token))
     server = grpc.aio.server(interceptors=interceptors, options=_SERVER_OPTIONS)
@@ -148,8 +148,8 @@ async def serve(
         await asyncio.shield(_stop(server, checks))
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Maps what a method raises to google.rpc.Status. The outermost one.
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Binds ``rpc`` and ``peer`` to what is logged, and maps what a method raises to google.rpc.Status. The outermost.
 
     A :class:`~remora.errors.CallError` becomes its status. Anything else is a defect: the caller gets INTERNAL and an
     id, the log gets the same id and the traceback; no text of an exception leaves the process. Streams are left
@@ -167,6 +167,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
         # Reading and writing messages is done here, so that what fails there is mapped as well.
         async def answer(request: bytes, context: Context) -> bytes:  # noqa: RET503 -- the last line always raises
+            # A call has a task and so a context of its own: nothing is to be unbound.
+            structlog.contextvars.bind_contextvars(rpc=handler_call_details.method, peer=context.peer())
             try:
                 return write(await behaviour(read(request), context))
             except grpc.aio.AbortError:
@@ -178,31 +180,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 status = wire.status_of(InvalidRequest(malformed, reason="REQUEST_INVALID"))
             except Exception:
                 number = uuid.uuid4().hex
-                log.exception("defect", id=number, rpc=handler_call_details.method, peer=context.peer())
+                log.exception("defect", id=number)
                 defect = CallError(f"internal error; the log of the server has the cause under the id {number}")
                 status = wire.status_of(defect, {"id": number})
             await context.abort_with_status(rpc_status.to_status(status))
 
         return grpc.unary_unary_rpc_method_handler(answer)
-
-
-class ContextInterceptor(grpc.aio.ServerInterceptor):
-    """Binds ``rpc`` and ``peer`` to every line that is logged during a call."""
-
-    async def intercept_service(
-        self, continuation: _Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> _Handler | None:
-        """Wrap the method."""
-        handler = await continuation(handler_call_details)
-        if handler is None or handler.unary_unary is None:
-            return handler
-        behaviour, _, _ = _parts(handler)
-
-        async def answer(request: object, context: Context) -> object:
-            with structlog.contextvars.bound_contextvars(rpc=handler_call_details.method, peer=context.peer()):
-                return await behaviour(request, context)
-
-        return grpc.unary_unary_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
