@@ -71,7 +71,10 @@ def table(*columns: str, rows: Iterable[Sequence[str | Text]]) -> None:
     grid.add_column(columns[-1], overflow="fold")
     for row in rows:
         grid.add_row(*row)
-    console.print(grid)
+    with console.capture() as capture:
+        console.print(grid)
+    for line in capture.get().splitlines():
+        click.echo(line.rstrip())
 
 
 def state_name(message: Message, field: str = "state") -> str:
