@@ -24,7 +24,7 @@ def start(*options):
 
 def finish(demo):
     try:
-        output, errors = demo.communicate(timeout=50)
+        output, errors = demo.communicate(timeout=90)
     except subprocess.TimeoutExpired:
         demo.kill()
         raise

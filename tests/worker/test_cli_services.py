@@ -203,6 +203,18 @@ async def test_a_program_is_heard_killed_and_heard_again(tmp_path):
         assert second != first
 
 
+async def test_a_program_that_says_nothing_is_not_waited_for_for_ever(tmp_path, clock, eventually):
+    async def play():
+        async with Programs.open(tmp_path, {}) as programs:
+            program = await programs.start("silent", sys.executable, "-c", "import time; time.sleep(60)")
+            await program.said(lambda line: line or None, clock)
+
+    playing = asyncio.create_task(play(), name="play")
+    await eventually(playing.done, step=10.0)
+    with pytest.raises(Failed, match="the silent is not ready after 60 s"):
+        await playing
+
+
 async def test_a_program_that_ignores_the_request_to_stop_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr("remora.cli.processes._STOP_SECONDS", 0.0)
     script = (

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -34,6 +37,9 @@ class FakeWorker(pb_grpc.WorkerServiceServicer, health_pb2_grpc.HealthServicer):
         self.ends = task_pb2.TASK_STATE_SUCCEEDED
         self.log = ["one\n", "two\n"]
         self.error = None
+        self.asked = threading.Event()
+        self.hold = threading.Event()
+        self.hold.set()
         self.health = health_pb2.HealthCheckResponse.SERVING
 
     def add(self, task_id, attempt=1, state=task_pb2.TASK_STATE_RUNNING, **fields):
@@ -71,6 +77,8 @@ class FakeWorker(pb_grpc.WorkerServiceServicer, health_pb2_grpc.HealthServicer):
 
     def ReadTaskLogs(self, request, context):
         self._begin(request, context)
+        self.asked.set()
+        self.hold.wait(10)
         text = "".join(self.log).encode()
         line = text[request.offset :].split(b"\n")[0]
         end = request.offset + len(line) + 1
@@ -202,6 +210,24 @@ def test_submit_and_wait_with_json_keeps_the_log_out_of_it(remora):
     result = remora("submit", "EXAMPLE", "{}", "--task-id", "t", "--wait", "--json")
     assert json.loads(result.stdout)["state"] == "SUCCEEDED"
     assert "one\ntwo\n" in result.stderr
+
+
+def test_ctrl_c_leaves_the_task_alone_and_says_how_to_go_on(remora, fake, address):
+    fake.hold.clear()
+
+    def interrupt():
+        fake.asked.wait(10)
+        os.kill(os.getpid(), signal.SIGINT)
+        fake.hold.set()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    result = remora("submit", "EXAMPLE", "{}", "--task-id", "t", "--wait")
+    thread.join()
+    assert result.exit_code == ExitCode.INTERRUPTED
+    assert f"remora logs t --follow --worker {address}\n" in result.stderr
+    assert f"remora cancel t --worker {address}\n" in result.stderr
+    assert not fake.tasks["t", 1].HasField("stop")
 
 
 def test_a_task_that_was_born_failed_fails_the_submission(remora, fake):

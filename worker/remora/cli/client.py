@@ -24,6 +24,8 @@ from remora.v1 import worker_service_pb2 as pb
 if TYPE_CHECKING:
     from remora.v1.worker_service_pb2_grpc import WorkerServiceAsyncStub
 
+DEFAULT_ADDRESSES = {"worker": "127.0.0.1:50051", "scheduler": "127.0.0.1:50050"}
+
 CALL_SECONDS = 20.0
 """How long a call may take."""
 WAIT_SECONDS = 30.0
@@ -44,6 +46,11 @@ class Server:
     address: str
     token: str | None = None
     tls: Tls | None = None
+
+    @property
+    def option(self) -> str:
+        """What to add to a command so that it finds this server; nothing for the default one."""
+        return "" if self.address == DEFAULT_ADDRESSES.get(self.kind) else f" --{self.kind} {self.address}"
 
     def __str__(self) -> str:
         return f"the {self.kind} at {self.address}"

@@ -11,9 +11,9 @@ import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from remora.cli.client import Server, connect
+from remora.cli.client import DEFAULT_ADDRESSES, Server, connect
 from remora.cli.group import ExitCode, Failed
-from remora.cli.options import DEFAULT_ADDRESSES, AddressType, connection_options, examples
+from remora.cli.options import AddressType, connection_options, examples
 from remora.tls import Tls
 
 

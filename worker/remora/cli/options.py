@@ -10,13 +10,11 @@ from typing import Any, TypeVar
 
 import click
 
-from remora.cli.client import Server
+from remora.cli.client import DEFAULT_ADDRESSES, Server
 from remora.rpc import check_address
 from remora.tls import Tls
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-DEFAULT_ADDRESSES = {"worker": "127.0.0.1:50051", "scheduler": "127.0.0.1:50050"}
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)?")
 _SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 _STOP_SECONDS = 10.0
 """How long a program may take to stop when it is asked to; then it is killed."""
+_READY_SECONDS = 60.0
 _LOOK_SECONDS = 0.05
 _TAIL_LINES = 20
 
@@ -52,12 +53,18 @@ class Program:
             )
 
     async def said(self, look: Callable[[str], T | None], clock: Clock) -> T:
-        """Wait for a line of the output of this process in which there is something to be found; return that."""
-        while True:
-            for line in (await self._output(self._begin)).splitlines():
+        """Wait for a line of the output of this process in which there is something to be found; return that.
+
+        Raises:
+            Failed: there is none within a minute.
+        """
+        deadline = clock.monotonic() + _READY_SECONDS
+        while clock.monotonic() < deadline:
+            for line in await self._lines():
                 if (found := look(line)) is not None:
                     return found
             await clock.sleep(_LOOK_SECONDS)
+        raise await self._failed(f"is not ready after {_READY_SECONDS:g} s")
 
     async def guard(self) -> None:
         """Wait for the process to end by itself.
@@ -69,10 +76,7 @@ class Program:
         assert process is not None, "it was started"
         code = await process.wait()
         if self._process is process:
-            tail = (await self._output(self._begin)).splitlines()[-_TAIL_LINES:]
-            raise Failed(
-                f"the {self.name} died with exit code {code}. Its last words:", *(f"  {line}" for line in tail)
-            )
+            raise await self._failed(f"died with exit code {code}")
 
     async def kill(self) -> None:
         """End the process without a chance to say anything."""
@@ -96,9 +100,14 @@ class Program:
             process.kill()
             await process.wait()
 
-    async def _output(self, begin: int) -> str:
+    async def _failed(self, what: str) -> Failed:
+        tail = (await self._lines())[-_TAIL_LINES:]
+        return Failed(f"the {self.name} {what}. Its last words:", *(f"  {line}" for line in tail))
+
+    async def _lines(self) -> Sequence[str]:
+        """Return the output of this process, not of the ones before it."""
         data = await asyncio.to_thread(self._log.read_bytes)
-        return data[begin:].decode(errors="replace")
+        return data[self._begin :].decode(errors="replace").splitlines()
 
 
 class Programs:

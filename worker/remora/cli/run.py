@@ -16,7 +16,7 @@ from rich.console import Console
 from remora.cli.client import CALL_SECONDS, Server, connect, remark
 from remora.cli.follow import View, watch
 from remora.cli.group import ExitCode
-from remora.cli.options import DEFAULT_ADDRESSES, PairType, examples, json_option, server_options
+from remora.cli.options import PairType, examples, json_option, server_options
 from remora.cli.output import duration, lasted, plain, print_json, state_name, state_text, table
 from remora.cli.views import LinesView, TableView, summary
 from remora.pace import SystemClock
@@ -160,10 +160,9 @@ def _new_run_id(dag: Path | None) -> str:
 
 
 def _say_how_to_go_on(run_id: str, scheduler: Server) -> None:
-    where = "" if scheduler.address == DEFAULT_ADDRESSES["scheduler"] else f" --scheduler {scheduler.address}"
-    click.echo(
+    where = scheduler.option
+    remark(
         f"\nThe run goes on without you.\n"
         f"  follow it again:  remora run --attach {run_id}{where}\n"
-        f"  cancel it:        remora cancel --run {run_id}{where}",
-        err=True,
+        f"  cancel it:        remora cancel --run {run_id}{where}"
     )

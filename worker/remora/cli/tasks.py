@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from remora import wire
-from remora.cli.client import CALL_SECONDS, Server, connect, find_key, pages
+from remora.cli.client import CALL_SECONDS, Server, connect, find_key, pages, remark
 from remora.cli.group import ExitCode
 from remora.cli.logs import print_log
 from remora.cli.options import DurationType, PairType, examples, json_option, server_options
@@ -69,7 +69,11 @@ def submit(  # noqa: PLR0913 -- options
         timeout=None if timeout is None else wire.duration(timeout),
         labels=dict(labels),
     )
-    task = asyncio.run(_submit(worker, definition, wait=wait, to_error=as_json))
+    try:
+        task = asyncio.run(_submit(worker, definition, wait=wait, to_error=as_json))
+    except KeyboardInterrupt:
+        _say_how_to_go_on(definition.key.task_id, worker)
+        raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None
     if as_json:
         print_json(plain(task))
     else:
@@ -180,6 +184,15 @@ async def _list(worker: Server, request: pb.ListTasksRequest, limit: int) -> tup
                 return tasks, True
             tasks.append(task)
     return tasks, False
+
+
+def _say_how_to_go_on(task_id: str, worker: Server) -> None:
+    where = worker.option
+    remark(
+        f"\nThe task goes on without you.\n"
+        f"  follow it again:  remora logs {task_id} --follow{where}\n"
+        f"  cancel it:        remora cancel {task_id}{where}"
+    )
 
 
 def _parameters(task_type: str, parameters: str | None, request: str | None) -> str:
