@@ -90,10 +90,12 @@ $(RUNTIME): $(ENVIRONMENT) requirements/build.txt requirements/runtime.txt $(PRO
 	@echo "Installing what Remora needs to run (requirements/runtime.txt)"
 	@$(INSTALL) --require-hashes -r requirements/build.txt -r requirements/runtime.txt
 	@$(INSTALL) --no-deps $(DISTRIBUTIONS:%=--editable %)
+	@sync # on a slow disk, what was installed would hold up what is made durable next, for a minute
 	@touch $@
 
 $(DEV): $(RUNTIME) requirements/dev.txt tests/example_plugin/pyproject.toml
 	@echo "Installing what its tests and checks need (requirements/dev.txt)"
 	@$(INSTALL) --require-hashes -r requirements/dev.txt
 	@$(INSTALL) --no-deps --editable tests/example_plugin
+	@sync
 	@touch $@

@@ -77,7 +77,9 @@ def demo(*, speed: float, kill: bool, keep: bool, folder: Path | None) -> None:
         directory = Path(
             tempfile.mkdtemp(prefix="remora-demo-")
             if keep
-            else stack.enter_context(tempfile.TemporaryDirectory(prefix="remora-demo-", ignore_cleanup_errors=True))
+            else stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="remora-demo-", dir=_memory(), ignore_cleanup_errors=True)
+            )
         )
         console = Console()
         opening = "starting a simulator of SageMaker, a scheduler and a worker"
@@ -260,3 +262,9 @@ def _conclude(run: pb.WorkflowRun, executions: Sequence[dict[str, Any]], *, kill
     although = ", although the worker was killed in the middle" if killed else ""
     click.echo(f"SageMaker counted {len(executions)} executions: exactly one for each attempt{although}")
     return state_name(run) == "SUCCEEDED"
+
+
+def _memory() -> str | None:
+    """Return a directory in memory, if there is one: what a demonstration writes need not wait for a busy disk."""
+    directory = "/dev/shm"  # noqa: S108 -- in it a directory of our own is made, safely
+    return directory if os.access(directory, os.W_OK) else None
