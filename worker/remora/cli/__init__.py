@@ -6,6 +6,8 @@ that ``remora --help`` needs.
 
 from __future__ import annotations
 
+import os
+
 import click
 
 import remora
@@ -74,4 +76,6 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit the process."""
+    # What gRPC's own core has to say beside that comes back as an error, and is told as one.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     cli(prog_name="remora")
