@@ -50,7 +50,7 @@ check: $(DEV) ## run the linters, formatters and type checkers
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pyright
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/buf lint
 	$(BIN)/buf format --exit-code --diff
 
