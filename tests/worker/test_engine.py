@@ -908,6 +908,14 @@ class TestRestart:
 
         await until(state(TaskState.CANCELLED))
 
+    async def test_without_its_plugin_what_had_ended_is_still_told(self, worker, talking, assign):
+        ended = await worker.engine.accept(assign(token=1, parameters='{"refuse": "x"}'))
+        await worker.restart(talking)
+
+        assert await worker.engine.accept(assign(token=1, parameters='{"refuse": "x"}')) == ended
+        with pytest.raises(UnknownTaskType):
+            await worker.engine.accept(assign(token=2, parameters='{"refuse": "x"}'))
+
     async def test_without_its_plugin_a_task_without_job_can_be_cancelled(
         self, worker, handler, talking, assign, cancel, until, service_error
     ):

@@ -57,12 +57,16 @@ class TestInsert:
         assert await journal.get(record.key) == record
         assert (len(ledger), list(ledger.values())) == (1, [record])
 
-    async def test_a_task_that_has_ended_already_is_not(self, ledger, journal, assign):
+    async def test_a_task_that_has_ended_already_is_not_and_is_counted(self, ledger, journal, assign, metrics):
         assignment = assign()
         record = await ledger.insert(moves.born_failed(assignment, FAILURE, NOW), assignment.definition)
 
         assert ledger.get(record.key) is None
         assert await journal.get(record.key) == record
+        ended = metrics.registry.get_sample_value(
+            "remora_tasks_finished_total", {"task_type": "SCRIPTED", "state": "FAILED"}
+        )
+        assert ended == 1
 
     async def test_a_key_that_is_taken_gives_the_one_that_has_it(self, ledger, insert):
         first = await insert()

@@ -142,8 +142,9 @@ class Engine:
     async def _accept(self, assignment: Assignment) -> TaskRecord:
         key = assignment.definition.key
         full = len(self._ledger) + self._arriving >= self._settings.capacity
+        unknown = assignment.definition.task_type not in self._registry.handlers
         # A repeated dispatch is answered even by a worker that takes nothing new.
-        if self._ledger.get(key) or ((full or self._draining) and await self._journal.get(key)):
+        if self._ledger.get(key) or ((full or unknown or self._draining) and await self._journal.get(key)):
             return await self._accept_again(assignment)
         if self._draining:
             raise WorkerDraining("the worker is stopping and takes no new tasks")

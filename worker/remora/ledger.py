@@ -64,8 +64,11 @@ class Ledger:
         # Under the lock, because who finds the task on disk already must not find it missing here.
         async with self._locks.setdefault(record.key, asyncio.Lock()):
             written = await self._journal.insert(record, definition)
-            if written is record and not record.state.final:
-                self.hold(record)
+            if written is record:
+                if record.state.final:
+                    self._tell_end(record)
+                else:
+                    self.hold(record)
             return written
 
     async def change(self, key: TaskKey, move: Move, *, finished: bool = False) -> TaskRecord | None:
@@ -113,6 +116,12 @@ class Ledger:
         self._metrics.active.set(len(self._live))
         if before.state.final:
             return
+        self._tell_end(after)
+        for forget in self.on_final:
+            forget(after)
+        self._logs.grew.notify()  # who follows the log learns that nothing follows
+
+    def _tell_end(self, after: TaskRecord) -> None:
         self._metrics.finished.labels(after.task_type, after.state).inc()
         log.info(
             "task_finished",
@@ -121,6 +130,3 @@ class Ledger:
             state=after.state,
             detail=after.failure.message if after.failure else after.detail,
         )
-        for forget in self.on_final:
-            forget(after)
-        self._logs.grew.notify()  # who follows the log learns that nothing follows
