@@ -74,6 +74,7 @@ def test_a_worker_killed_while_the_execution_runs_goes_on_following_it(world):
     worker = world.again(worker)
     worker.until("t", SUCCEEDED)
     assert len(simulator.executions()) == 1
+    assert "the worker was started again and goes on" in worker.task_log("t")
 
 
 def test_a_worker_killed_before_it_reported_the_end_reports_it_later(world):

@@ -87,6 +87,8 @@ class Engine:
         )
         self._deadlines = Timetable[TaskKey](clock)
         self._ledger.on_final.append(self._ended)
+        self._found: set[TaskKey] = set()
+        """Jobs that ran at the start and were not looked at since."""
         self._arriving = 0
         self._draining = False
 
@@ -263,6 +265,9 @@ class Engine:
             return
         handle = record.handle if observation.handle is None else observation.handle.model_dump_json()
         # Lines first: who sees a final state must find the whole log.
+        if key in self._found:
+            self._found.discard(key)
+            await self._ledger.say(key, "the worker was started again and goes on following the job")
         await self._ledger.say(key, *observation.log)
         if source := self._log_sources.get(record.task_type):
             await self._copy_job_log(record, source, handle)
@@ -341,6 +346,7 @@ class Engine:
 
     def _ended(self, record: TaskRecord) -> None:
         self._deadlines.discard(record.key)
+        self._found.discard(record.key)
         if observer := self._observers.get(record.task_type):
             observer.forget(record.key)
 
@@ -364,6 +370,8 @@ class Engine:
         for record in await self._journal.unfinished():
             if record.task_type not in self._registry.handlers:
                 log.error("task_without_plugin", task_id=record.key.task_id, task_type=record.task_type)
+            if record.state is TaskState.RUNNING:
+                self._found.add(record.key)
             self._ledger.hold(record)
             self._resume(record)
         log.info("recovered", active=len(self._ledger))
