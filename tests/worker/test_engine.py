@@ -20,7 +20,7 @@ from remora.errors import (
 )
 from remora.plugin import Failure, FailureKind, JobState, TaskKey
 from remora.registry import Registry
-from remora.task import StopCause, TaskState
+from remora.task import StopCause, TaskRecord, TaskState
 from remora.testing import settle
 from structlog.testing import capture_logs
 
@@ -293,8 +293,11 @@ class TestFencing:
 
     async def test_of_tokens_at_once_the_highest_stays(self, engine, assign, running):
         await running(token=1)
-        await asyncio.gather(*(engine.accept(assign(token=token)) for token in (9, 3, 7, 5)), return_exceptions=True)
+        answers = await asyncio.gather(
+            *(engine.accept(assign(token=token)) for token in (9, 3, 7, 5)), return_exceptions=True
+        )
 
+        assert [type(answer) for answer in answers] == [TaskRecord, Fenced, Fenced, Fenced]
         assert (await engine.get(KEY)).fencing_token == 9
 
     async def test_a_released_task_is_followed_no_more_and_its_job_goes_on(
@@ -545,14 +548,12 @@ class TestTimeout:
 
         assert await worker.engine.get(KEY) == ended
 
-    async def test_is_counted_from_acceptance_also_after_a_restart(
-        self, worker, handler, running, clock, eventually, state
-    ):
+    async def test_is_counted_from_acceptance_also_after_a_restart(self, worker, running, clock, until, state):
         await running(timeout=60.0)
         await worker.crash()
         await clock.advance(61)
         await worker.start()
-        ended = await eventually(state(TaskState.FAILED))
+        ended = await until(state(TaskState.FAILED))
 
         assert ended.failure.kind is FailureKind.TIMEOUT
 
