@@ -126,6 +126,15 @@ class TestLife:
 
         assert json.loads((await worker.journal.get(KEY)).handle)["arn"] == "arn:learned"
 
+    async def test_nothing_is_kept_in_memory_of_what_has_ended(self, worker, talking, assign, eventually, state):
+        talking.show("task#1", JobState.SUCCEEDED)
+        await worker.engine.accept(assign(task_type="TALKING", timeout=60.0))
+        await eventually(state(TaskState.SUCCEEDED))
+
+        observer, driver = worker.engine._observers["TALKING"], worker.engine._driver
+        assert not any((observer._keys, observer._jobs, len(observer._due), driver._tries, len(driver._repeats)))
+        assert not any((worker.engine.active, len(worker.engine._deadlines)))
+
     async def test_many_tasks_run_side_by_side(self, engine, handler, assign, eventually):
         records = await asyncio.gather(*(engine.accept(assign(f"{number}")) for number in range(60)))
         await eventually(lambda: len(handler.jobs) == 60)
@@ -299,6 +308,29 @@ class TestFencing:
 
         assert [type(answer) for answer in answers] == [TaskRecord, Fenced, Fenced, Fenced]
         assert (await engine.get(KEY)).fencing_token == 9
+
+    async def test_a_cancel_that_waits_while_a_higher_token_takes_over_is_refused(
+        self, worker, assign, cancel, running, monkeypatch
+    ):
+        async def update_slowly(record):
+            begun.set()
+            await gate.wait()
+            await update(record)
+
+        begun, gate, update = asyncio.Event(), asyncio.Event(), worker.journal.update
+        await running(token=1)
+        monkeypatch.setattr(worker.journal, "update", update_slowly)
+        taking = asyncio.ensure_future(worker.engine.accept(assign(token=9)))
+        await begun.wait()
+        cancelling = asyncio.ensure_future(cancel(token=1))
+        await asyncio.to_thread(int)
+        await settle()
+        gate.set()
+
+        assert (await taking).fencing_token == 9
+        with pytest.raises(Fenced):
+            await cancelling
+        assert (await worker.engine.get(KEY)).stop is None
 
     async def test_a_released_task_is_followed_no_more_and_its_job_goes_on(
         self, engine, worker, handler, running, clock
@@ -791,6 +823,7 @@ class TestRestart:
         await until(state(TaskState.RUNNING))
 
         assert handler.created == {"task#1": 1}
+        assert (await worker.log(KEY)).count("accepted SCRIPTED task") == 1
 
     async def test_after_it_was_created_and_before_that_was_written(
         self, worker, handler, assign, until, state, monkeypatch

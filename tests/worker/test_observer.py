@@ -203,6 +203,18 @@ class TestLook:
         assert len(handler.observed) == 2
         assert follower.told == []
 
+    async def test_a_job_that_had_no_turn_is_looked_at_soon_whatever_its_age(
+        self, handler, running, observing, follower, clock
+    ):
+        record = running(handler=handler)
+        handler.jobs["task#1"] = None
+        await clock.advance(1000)
+        async with observing(handler) as observer:
+            observer.watch(record)
+            await clock.advance(10)
+
+        assert len(handler.observed) == 3  # after 8 s as old as it is, then after 1 s each
+
     async def test_looks_are_measured(self, handler, running, observing, metrics, clock):
         handler.hold("observe")
         async with observing(handler) as observer:
