@@ -18,11 +18,12 @@ import re
 import socket
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -49,6 +50,10 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable["_Handler | None"]]
 
 _ADDRESS = re.compile(r"(?:(?P<host>[^\s:/@\[\]]+)|\[(?P<ipv6>[0-9A-Fa-f:.]+)\]):(?P<port>[0-9]{1,5})")
+
+_LONGEST_WAIT = 60.0
+_ANSWER_TIME = 0.25
+"""Seconds before its deadline at which a long poll answers, so that the answer arrives."""
 
 _HEALTH = "/grpc.health.v1.Health/"
 
@@ -208,6 +213,35 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
                 given = value if isinstance(value, bytes) else value.encode()
                 return hmac.compare_digest(given, self._expected)
         return False
+
+
+def patience(wait: Duration, context: Context) -> float:
+    """Return the seconds that a long poll may wait: what was asked, at most 60 s, and in time for the deadline.
+
+    Raises:
+        InvalidRequest: the wait is negative.
+    """
+    seconds = wire.seconds(wait)
+    if seconds < 0:
+        raise wrong_field("wait", f"must not be negative, is {seconds:g} s")
+    remaining = cast("float | None", context.time_remaining())  # None without a deadline, whatever the stubs say
+    return min(seconds, _LONGEST_WAIT, _LONGEST_WAIT if remaining is None else remaining - _ANSWER_TIME)
+
+
+def bounded(number: int, field: str, *, default: int, most: int) -> int:
+    """Return a size that was asked for: the default for 0, and no more than the most.
+
+    Raises:
+        InvalidRequest: it is negative.
+    """
+    if number < 0:
+        raise wrong_field(field, f"must not be negative, is {number}")
+    return min(number or default, most)
+
+
+def wrong_field(field: str, message: str) -> InvalidRequest:
+    """Return the error for a field of a request that no method could take."""
+    return InvalidRequest({field: message}, reason="REQUEST_INVALID")
 
 
 async def _refuse(request: bytes, context: Context) -> bytes:

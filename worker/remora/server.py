@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Protocol, Self, TypeVar, cast
+from typing import Annotated, Any, Protocol, Self, TypeVar
 
 import structlog
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
@@ -22,7 +22,7 @@ from remora import rpc, wire
 from remora.door import Door, TaskFilter, TaskRecord, TaskService, WorkerInfo
 from remora.errors import InvalidRequest
 from remora.plugin import Clock
-from remora.tls import Tls
+from remora.tls import Tls, server_tls
 from remora.v1 import task_pb2
 from remora.v1 import worker_service_pb2 as pb
 from remora.v1 import worker_service_pb2_grpc as pb_grpc
@@ -31,9 +31,6 @@ log = structlog.get_logger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["WorkerService"].full_name
 
-_LONGEST_WAIT = 60.0
-_ANSWER_TIME = 0.25
-"""Seconds before its deadline at which a long poll answers, so that the answer arrives."""
 _LARGEST_PAGE = 3 * 1024 * 1024
 """Bytes of tasks in one answer; one task has less than 1 MiB, a message may have 4 MiB."""
 _MOST_TASKS = 1000
@@ -63,18 +60,13 @@ class GrpcSettings(BaseModel):
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
-        if (self.certificate is None) != (self.key is None):
-            raise ValueError("door.grpc.tls.certificate and door.grpc.tls.key: set both or neither")
-        if self.client_ca is not None and self.certificate is None:
-            raise ValueError("door.grpc.tls.client.ca needs door.grpc.tls.certificate and door.grpc.tls.key")
+        _ = self.tls
         return self
 
     @property
     def tls(self) -> Tls | None:
         """What the server shows and asks for; None is no TLS."""
-        if self.certificate is None:
-            return None
-        return Tls(certificate=self.certificate, key=self.key, ca=self.client_ca)
+        return server_tls("door.grpc.tls", self.certificate, self.key, self.client_ca)
 
 
 class GrpcDoor(Door):
@@ -169,14 +161,14 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
             task_type=request.task_type,
             task_id_prefix=request.task_id_prefix,
         )
-        limit = _bounded(request.page_size, "page_size", default=100, most=_MOST_TASKS)
+        limit = rpc.bounded(request.page_size, "page_size", default=100, most=_MOST_TASKS)
         page, tasks = await _page(lambda limit: self._tasks.list(chosen, limit=limit, token=request.page_token), limit)
         return pb.ListTasksResponse(tasks=tasks, next_page_token=page.next_token)
 
     async def WatchTasks(self, request: pb.WatchTasksRequest, context: rpc.Context) -> pb.WatchTasksResponse:
         position = self._position(request.cursor)
-        wait = _wait(request, context)
-        limit = _bounded(request.page_size, "page_size", default=100, most=_MOST_TASKS)
+        wait = rpc.patience(request.wait, context)
+        limit = rpc.bounded(request.page_size, "page_size", default=100, most=_MOST_TASKS)
         page, tasks = await _page(lambda limit: self._tasks.changes(position, limit=limit), limit)
         if not tasks and wait > 0:
             await self._while_open(self._tasks.changes(position, limit=1, wait=wait))
@@ -185,10 +177,10 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
 
     async def ReadTaskLogs(self, request: pb.ReadTaskLogsRequest, context: rpc.Context) -> pb.ReadTaskLogsResponse:
         key = wire.read_key(request.key)
-        wait = _wait(request, context)
-        limit = _bounded(request.max_bytes, "max_bytes", default=64 * 1024, most=_MOST_LOG)
+        wait = rpc.patience(request.wait, context)
+        limit = rpc.bounded(request.max_bytes, "max_bytes", default=64 * 1024, most=_MOST_LOG)
         if request.offset < 0:
-            raise _wrong("offset", f"must not be negative, is {request.offset}")
+            raise rpc.wrong_field("offset", f"must not be negative, is {request.offset}")
         chunk = await self._tasks.read_log(key, offset=request.offset, limit=limit)
         if not chunk.text and not chunk.done and wait > 0:
             await self._while_open(self._tasks.wait_log(key, offset=request.offset, seconds=wait))
@@ -239,26 +231,8 @@ async def _page(read: Callable[[int], Awaitable[Page]], limit: int) -> tuple[Pag
         limit = len(tasks) // 2
 
 
-def _wait(request: pb.WatchTasksRequest | pb.ReadTaskLogsRequest, context: rpc.Context) -> float:
-    seconds = wire.seconds(request.wait)
-    if seconds < 0:
-        raise _wrong("wait", f"must not be negative, is {seconds:g} s")
-    remaining = cast("float | None", context.time_remaining())
-    return min(seconds, _LONGEST_WAIT, _LONGEST_WAIT if remaining is None else remaining - _ANSWER_TIME)
-
-
-def _bounded(number: int, field: str, *, default: int, most: int) -> int:
-    if number < 0:
-        raise _wrong(field, f"must not be negative, is {number}")
-    return min(number or default, most)
-
-
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 19  # noqa: PLR2004 -- what fits into 64 bits
-
-
-def _wrong(field: str, message: str) -> InvalidRequest:
-    return InvalidRequest({field: message}, reason="REQUEST_INVALID")
 
 
 def _warn_if_open(settings: GrpcSettings, address: str) -> None:

@@ -63,3 +63,18 @@ def _pem_files(tls: Tls, setting: str) -> Sequence[bytes | None]:
     except ssl.SSLError as error:
         raise ConfigurationError(f"{wrong}: no usable PEM: {error.reason or error}") from error
     return contents
+
+
+def server_tls(setting: str, certificate: Path | None, key: Path | None, client_ca: Path | None) -> Tls | None:
+    """Return what a server shows and asks for; None is no TLS.
+
+    Raises:
+        ValueError: the files do not belong together. The message names the keys, which begin with ``setting``.
+    """
+    if (certificate is None) != (key is None):
+        raise ValueError(f"{setting}.certificate and {setting}.key: set both or neither")
+    if certificate is not None:
+        return Tls(certificate=certificate, key=key, ca=client_ca)
+    if client_ca is not None:
+        raise ValueError(f"{setting}.client.ca needs {setting}.certificate and {setting}.key")
+    return None

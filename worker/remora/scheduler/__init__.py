@@ -38,7 +38,7 @@ from remora.scheduler.runs import Runs
 from remora.scheduler.service import SCHEDULER_SERVICE, WORKFLOW_SERVICE, SchedulerServicer, WorkflowServicer
 from remora.scheduler.store import Store
 from remora.tasklog import TaskLogs
-from remora.tls import Tls
+from remora.tls import Tls, server_tls
 from remora.v1.scheduler_service_pb2_grpc import add_SchedulerServiceServicer_to_server
 from remora.v1.workflow_service_pb2_grpc import add_WorkflowServiceServicer_to_server
 
@@ -75,18 +75,13 @@ class SchedulerSettings(BaseModel):
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
-        if (self.certificate is None) != (self.key is None):
-            raise ValueError("scheduler.tls.certificate and scheduler.tls.key: set both or neither")
-        if self.client_ca is not None and self.certificate is None:
-            raise ValueError("scheduler.tls.client.ca needs scheduler.tls.certificate and scheduler.tls.key")
+        _ = self.tls
         return self
 
     @property
     def tls(self) -> Tls | None:
         """What the server shows and asks for; None is no TLS."""
-        if self.certificate is None:
-            return None
-        return Tls(certificate=self.certificate, key=self.key, ca=self.client_ca)
+        return server_tls("scheduler.tls", self.certificate, self.key, self.client_ca)
 
 
 @contextlib.asynccontextmanager

@@ -8,9 +8,6 @@ What comes in is checked here; what it means is decided in :mod:`remora.schedule
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol, cast
-
-from google.protobuf.duration_pb2 import Duration
 
 from remora import rpc, wire
 from remora.errors import InvalidRequest
@@ -30,9 +27,6 @@ from remora.v1 import workflow_service_pb2_grpc as pb_grpc
 SCHEDULER_SERVICE = worker_pb.DESCRIPTOR.services_by_name["SchedulerService"].full_name
 WORKFLOW_SERVICE = pb.DESCRIPTOR.services_by_name["WorkflowService"].full_name
 
-_LONGEST_WAIT = 60.0
-_ANSWER_TIME = 0.25
-"""Seconds before its deadline at which a long poll answers, so that the answer arrives."""
 _MOST_RUNS = 1000
 _MOST_LOG = 512 * 1024
 _LARGEST_ANSWER = 3 * 1024 * 1024
@@ -68,7 +62,7 @@ class SchedulerServicer(worker_grpc.SchedulerServiceServicer):
     async def PollCommands(
         self, request: worker_pb.PollCommandsRequest, context: rpc.Context
     ) -> worker_pb.PollCommandsResponse:
-        commands = await self._coordinator.poll(request.session_id, _wait(request, context))
+        commands = await self._coordinator.poll(request.session_id, rpc.patience(request.wait, context))
         return worker_pb.PollCommandsResponse(commands=map(_command_message, commands))
 
     async def ReportTasks(
@@ -90,9 +84,9 @@ class SchedulerServicer(worker_grpc.SchedulerServiceServicer):
         del context
         key = _key(request.key, "key")
         if request.offset < 0:
-            raise _wrong("offset", f"must not be negative, is {request.offset}")
+            raise rpc.wrong_field("offset", f"must not be negative, is {request.offset}")
         if len(request.text.encode()) > _MOST_LOG:
-            raise _wrong("text", f"must have at most {_MOST_LOG} bytes")
+            raise rpc.wrong_field("text", f"must have at most {_MOST_LOG} bytes")
         end = await self._coordinator.append_log(request.session_id, key, request.offset, request.text)
         return worker_pb.AppendTaskLogsResponse(next_offset=end)
 
@@ -121,14 +115,14 @@ class WorkflowServicer(pb_grpc.WorkflowServiceServicer):
     async def GetWorkflowRun(
         self, request: pb.GetWorkflowRunRequest, context: rpc.Context
     ) -> pb.GetWorkflowRunResponse:
-        run = await self._runs.get_after(request.run_id, request.after_version, _wait(request, context))
+        run = await self._runs.get_after(request.run_id, request.after_version, rpc.patience(request.wait, context))
         return pb.GetWorkflowRunResponse(run=_run_message(run))
 
     async def ListWorkflowRuns(
         self, request: pb.ListWorkflowRunsRequest, context: rpc.Context
     ) -> pb.ListWorkflowRunsResponse:
         del context
-        runs = await self._runs.latest(_bounded(request.page_size, "page_size", default=100, most=_MOST_RUNS))
+        runs = await self._runs.latest(rpc.bounded(request.page_size, "page_size", default=100, most=_MOST_RUNS))
         return pb.ListWorkflowRunsResponse(runs=_fitting(_run_message(run, snapshots=False) for run in runs))
 
     async def CancelWorkflowRun(
@@ -136,7 +130,7 @@ class WorkflowServicer(pb_grpc.WorkflowServiceServicer):
     ) -> pb.CancelWorkflowRunResponse:
         del context
         if len(request.reason) > wire.MAX_TEXT:
-            raise _wrong("reason", f"must have at most {wire.MAX_TEXT} characters, has {len(request.reason)}")
+            raise rpc.wrong_field("reason", f"must have at most {wire.MAX_TEXT} characters, has {len(request.reason)}")
         run = await self._runs.cancel(request.run_id, request.reason)
         return pb.CancelWorkflowRunResponse(run=_run_message(run))
 
@@ -145,14 +139,14 @@ class WorkflowServicer(pb_grpc.WorkflowServiceServicer):
     ) -> pb.ReadWorkflowTaskLogsResponse:
         for field in ("attempt", "offset"):
             if getattr(request, field) < 0:
-                raise _wrong(field, f"must not be negative, is {getattr(request, field)}")
+                raise rpc.wrong_field(field, f"must not be negative, is {getattr(request, field)}")
         page = await self._logs.read(
             request.run_id,
             request.task_name,
             request.attempt,
             offset=request.offset,
-            limit=_bounded(request.max_bytes, "max_bytes", default=64 * 1024, most=_MOST_LOG),
-            wait=_wait(request, context),
+            limit=rpc.bounded(request.max_bytes, "max_bytes", default=64 * 1024, most=_MOST_LOG),
+            wait=rpc.patience(request.wait, context),
         )
         return pb.ReadWorkflowTaskLogsResponse(
             text=page.text, next_offset=page.next_offset, done=page.done, attempt=page.attempt
@@ -233,9 +227,9 @@ def _fitting(messages: Iterable[pb.WorkflowRun]) -> list[pb.WorkflowRun]:
 def _introduction(request: worker_pb.RegisterWorkerRequest) -> Introduction:
     for field in ("worker_id", "instance_id"):
         if not 0 < len(getattr(request, field)) <= wire.MAX_ID:
-            raise _wrong(field, f"must have 1 to {wire.MAX_ID} characters")
+            raise rpc.wrong_field(field, f"must have 1 to {wire.MAX_ID} characters")
     if request.capacity < 0:
-        raise _wrong("capacity", f"must not be negative, is {request.capacity}")
+        raise rpc.wrong_field("capacity", f"must not be negative, is {request.capacity}")
     return Introduction(
         worker_id=request.worker_id,
         instance_id=request.instance_id,
@@ -256,9 +250,9 @@ def _record(message: task_pb2.Task, path: str) -> TaskRecord:
     key = _key(message.key, f"{path}.key")
     state = wire.read_state(message.state)
     if state is None:
-        raise _wrong(f"{path}.state", "is not a state that this version knows")
+        raise rpc.wrong_field(f"{path}.state", "is not a state that this version knows")
     if message.sequence < 1:
-        raise _wrong(f"{path}.sequence", f"must be at least 1, is {message.sequence}")
+        raise rpc.wrong_field(f"{path}.sequence", f"must be at least 1, is {message.sequence}")
     stop = Stop(
         cause=_CAUSES.get(message.stop.cause, StopCause.CANCEL),
         reason=message.stop.reason,
@@ -283,26 +277,3 @@ def _record(message: task_pb2.Task, path: str) -> TaskRecord:
         started_at=wire.seconds(message.started_at) if message.HasField("started_at") else None,
         finished_at=wire.seconds(message.finished_at) if message.HasField("finished_at") else None,
     )
-
-
-class _Waits(Protocol):
-    @property
-    def wait(self) -> Duration: ...
-
-
-def _wait(request: _Waits, context: rpc.Context) -> float:
-    seconds = wire.seconds(request.wait)
-    if seconds < 0:
-        raise _wrong("wait", f"must not be negative, is {seconds:g} s")
-    remaining = cast("float | None", context.time_remaining())
-    return min(seconds, _LONGEST_WAIT, _LONGEST_WAIT if remaining is None else remaining - _ANSWER_TIME)
-
-
-def _bounded(number: int, field: str, *, default: int, most: int) -> int:
-    if number < 0:
-        raise _wrong(field, f"must not be negative, is {number}")
-    return min(number or default, most)
-
-
-def _wrong(field: str, message: str) -> InvalidRequest:
-    return InvalidRequest({field: message}, reason="REQUEST_INVALID")
