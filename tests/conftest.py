@@ -6,6 +6,7 @@ what is tested catches every error, so each call is written down as well, and th
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Iterator
 
@@ -16,6 +17,8 @@ import remora
 import remora_example
 import remora_sagemaker
 from blockbuster import BlockingError, blockbuster_ctx
+
+pytest.register_assert_rewrite("remora.testing")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,6 +35,14 @@ def _blocking_guard() -> Iterator[list[str]]:
         guard.functions["io.TextIOWrapper.write"].can_block_in("logging/__init__.py", "emit")
         patch.setattr(blockbuster.blockbuster, "BlockingError", RecordedBlockingError)
         yield calls
+
+
+@pytest.fixture(autouse=True)
+def _root_handlers() -> Iterator[None]:
+    # A command under test sets up the logging of its process: of this one, that is, and of every test after it.
+    before = logging.root.handlers[:]
+    yield
+    logging.root.handlers[:] = before
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -139,6 +139,18 @@ def test_plugins_gives_programs_the_schema(configured):
     assert {"name": "grpc", "open": True} in found["doors"]
 
 
+def test_plugins_shows_what_is_there_and_names_a_plugin_that_cannot_work(configured, monkeypatch):
+    monkeypatch.setattr(ExamplePlugin, "open", _without_region)
+    result = configured("plugins")
+    assert result.exit_code == ExitCode.CONFIGURATION
+    assert "doors: grpc" in result.stdout
+    assert "plugin example: no region" in result.stderr
+
+
+def _without_region(plugin, settings, clock):
+    raise ValueError("no region")
+
+
 @pytest.mark.parametrize("command", ["worker", "scheduler", "check", "plugins"])
 def test_a_file_that_is_missing_is_a_problem_of_the_configuration(command):
     result = CliRunner().invoke(cli, [command, "--config", "nowhere.properties"])

@@ -620,6 +620,16 @@ class TestLogs:
         assert said[-1].startswith("the job ended SUCCEEDED")
         assert ended.log_cursor == "2"
 
+    async def test_a_log_that_is_not_copied_to_its_end_says_so(self, worker, talking, assign, eventually, state, lines):
+        talking.pages["task#1"] = [[f"job: {number}"] for number in range(101)]
+        talking.show("task#1", JobState.SUCCEEDED)
+        await worker.engine.accept(assign(task_type="TALKING"))
+        await eventually(state(TaskState.SUCCEEDED))
+        said = lines(await worker.log(KEY))
+
+        assert [line for line in said if line.startswith("job:")][-1] == "job: 99"
+        assert "the job's own log goes on; the rest of it was not copied" in said
+
     async def test_the_cursor_goes_on_after_a_restart(self, worker, talking, assign, eventually, lines):
         talking.pages["task#1"] = [["job: one"]]
         await worker.engine.accept(assign(task_type="TALKING"))

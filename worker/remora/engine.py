@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 _HOUSEKEEPING = 600.0
 """Seconds between deletions of what is past its retention, and between tries of a timeout that the disk refused."""
 _LOG_PAGES = 100
-"""Of a job's own log at one look; the rest comes with the next."""
+"""Of a job's own log at one look; while it runs, the rest comes with the next."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -270,7 +270,7 @@ class Engine:
             await self._ledger.say(key, "the worker was started again and goes on following the job")
         await self._ledger.say(key, *observation.log)
         if source := self._log_sources.get(record.task_type):
-            await self._copy_job_log(record, source, handle)
+            await self._copy_job_log(record, source, handle, last=observation.state is not JobState.RUNNING)
         if observation.state is not JobState.RUNNING:
             expected = observation.state is JobState.SUCCEEDED or record.stop is not None
             level = "INFO" if expected else "ERROR"
@@ -350,8 +350,8 @@ class Engine:
         if observer := self._observers.get(record.task_type):
             observer.forget(record.key)
 
-    async def _copy_job_log(self, record: TaskRecord, source: LogSource[Any], handle: str) -> None:
-        """Append the job's own lines from where the journal says."""
+    async def _copy_job_log(self, record: TaskRecord, source: LogSource[Any], handle: str, *, last: bool) -> None:
+        """Append the job's own lines from where the journal says; `last` if nobody will look again."""
         handler = self._registry.handlers[record.task_type]
         cursor = record.log_cursor
         for _ in range(_LOG_PAGES):
@@ -365,6 +365,8 @@ class Engine:
             await self._ledger.change(record.key, _read_to(cursor))
             if page.done or not page.lines:
                 return
+        if last:
+            await self._ledger.say(record.key, "the job's own log goes on; the rest of it was not copied", level="WARN")
 
     async def _recover(self) -> None:
         for record in await self._journal.unfinished():

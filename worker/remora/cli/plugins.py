@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from remora.app import Configuration, configure
 from remora.cli.options import config_option, examples, json_option
 from remora.cli.output import print_json
 from remora.config import Properties
+from remora.errors import ConfigurationError
 from remora.pace import SystemClock
 from remora.registry import Registry, installed_doors
 
@@ -25,7 +26,13 @@ def plugins(*, config: Path | None, as_json: bool) -> None:
     """Show the task types that a worker can run, with their parameters and permissions, and the doors."""
     configuration = configure(Properties.load(config))
     doors = {name: name in configuration.doors for name in installed_doors()}
-    task_types = asyncio.run(_task_types(configuration))
+    task_types, problems = asyncio.run(_task_types(configuration))
+    _show(task_types, doors, as_json=as_json)
+    if problems:
+        raise ConfigurationError(*problems)
+
+
+def _show(task_types: Sequence[Mapping[str, Any]], doors: Mapping[str, bool], *, as_json: bool) -> None:
     if as_json:
         print_json(
             {"task_types": task_types, "doors": [{"name": name, "open": is_open} for name, is_open in doors.items()]}
@@ -45,21 +52,26 @@ def plugins(*, config: Path | None, as_json: bool) -> None:
     )
 
 
-async def _task_types(configuration: Configuration) -> list[dict[str, Any]]:
+async def _task_types(configuration: Configuration) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return what the plugins run, and the problems of those that cannot work as they are configured."""
     task_types: list[dict[str, Any]] = []
+    problems: list[str] = []
     for name, chosen in configuration.plugins.items():
-        async with Registry.open({name: chosen}, SystemClock()) as registry:
-            task_types += [
-                {
-                    "name": info.name,
-                    "title": info.title,
-                    "plugin": name,
-                    "permissions": list(info.permissions),
-                    "schema": json.loads(info.schema),
-                }
-                for info in registry.task_types()
-            ]
-    return task_types
+        try:
+            async with Registry.open({name: chosen}, SystemClock()) as registry:
+                task_types += [
+                    {
+                        "name": info.name,
+                        "title": info.title,
+                        "plugin": name,
+                        "permissions": list(info.permissions),
+                        "schema": json.loads(info.schema),
+                    }
+                    for info in registry.task_types()
+                ]
+        except ConfigurationError as error:
+            problems += error.problems
+    return task_types, problems
 
 
 def _fields(schema: Mapping[str, Any]) -> Iterable[str]:
