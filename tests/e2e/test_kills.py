@@ -169,6 +169,37 @@ def test_a_task_of_a_lost_worker_is_adopted_by_another_one(world):
     assert len(simulator.executions()) == 4
 
 
+def test_a_worker_that_was_paused_beyond_its_lease_lets_go(world):
+    simulator = world.simulator()
+    scheduler = world.scheduler(lease=1)
+    first = world.worker(simulator, name="first", scheduler=scheduler)
+    scheduler.submit(DAG, "run")
+    (task,) = _until_tasks(world, scheduler, "run", workflow_service_pb2.WORKFLOW_TASK_STATE_RUNNING, 1)
+    first.pause()
+    world.worker(simulator, name="second", scheduler=scheduler)
+    world.eventually(lambda: scheduler.run("run").tasks[0].worker_id == "second", "the second worker to take over")
+    first.resume()
+    first.until(task.task.key.task_id, task_pb2.TASK_STATE_RELEASED)
+    simulator.control("clock", {"speed": 50})
+    run = _until_ended(world, scheduler, "run")
+    assert run.state == workflow_service_pb2.WORKFLOW_RUN_STATE_SUCCEEDED
+    assert run.tasks[0].worker_id == "second"
+    assert len(simulator.executions()) == 4
+
+
+def test_the_same_task_at_two_workers_is_one_execution(world):
+    simulator = world.simulator()
+    workers = [world.worker(simulator, name=name) for name in ("first", "second")]
+    for worker in workers:
+        worker.dispatch("t")
+    for worker in workers:
+        worker.until("t", RUNNING)
+    simulator.advance(LONG)
+    ends = [worker.until("t", SUCCEEDED) for worker in workers]
+    assert {_arn(task) for task in ends} == {execution["arn"] for execution in simulator.executions()}
+    assert len(simulator.executions()) == 1
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_random_kills_of_workers_and_scheduler_start_each_execution_once(world, seed):
     chance = random.Random(seed)
