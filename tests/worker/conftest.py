@@ -35,6 +35,8 @@ from remora.testing import ManualClock
 
 Condition = Callable[[], Any]
 
+_KEY = TaskKey(task_id="task", attempt=1)
+"""Of the task that is meant where none is named."""
 _PATIENCE = 60.0
 """Real seconds after which a test that waits has failed; far more than it ever takes."""
 _TURNS = 5
@@ -352,3 +354,48 @@ def lines() -> Callable[[str], list[str]]:
 @pytest.fixture
 def outputs() -> Callable[[TaskRecord], Any]:
     return lambda record: json.loads(record.outputs)
+
+
+@pytest.fixture
+def state(worker):
+    """Return a condition: the task is in a state."""
+    return lambda state, key=_KEY: lambda: worker.reached(key, state)
+
+
+@pytest.fixture
+def running(worker, assign, until):
+    """Accept a task and wait until its job was seen for the first time; return its record."""
+
+    async def running(task_id="task", **others):
+        key = (await worker.engine.accept(assign(task_id, **others))).key
+        await until(lambda: worker.engine.record(key).detail == "runs")
+        return worker.engine.record(key)
+
+    return running
+
+
+@pytest.fixture
+def cancel(worker):
+    async def cancel(key=_KEY, *, token=0, reason="not needed"):
+        return await worker.engine.cancel(key, door="test", fencing_token=token, reason=reason)
+
+    return cancel
+
+
+@pytest.fixture
+def full_disk(worker):
+    """Let the disk refuse everything while a block runs."""
+
+    @contextlib.asynccontextmanager
+    async def full_disk():
+        async def limit(pages):
+            await worker.journal._database.write(
+                lambda connection: connection.execute(f"PRAGMA max_page_count = {pages}").fetchone()
+            )
+
+        # A page has 4096 bytes: what is written next needs another one, and there is none.
+        await limit(1)
+        yield
+        await limit(1_000_000)
+
+    return full_disk

@@ -187,7 +187,7 @@ async def test_a_program_that_dies_ends_the_others_and_its_last_words_are_told(t
 
     async def play():
         async with Programs.open(tmp_path, {}) as programs:
-            started.append(await programs.start("lasting", sys.executable, "-c", "import time; time.sleep(60)"))
+            started.append(await programs.start("lasting", sys.executable, "-c", "import signal; signal.pause()"))
             started.append(
                 await programs.start("dying", sys.executable, "-c", "print('last words'); raise SystemExit(7)")
             )
@@ -200,7 +200,7 @@ async def test_a_program_that_dies_ends_the_others_and_its_last_words_are_told(t
 
 async def test_a_program_is_heard_killed_and_heard_again(tmp_path):
     async with Programs.open(tmp_path, {}) as programs:
-        script = "import os, time; print(f'I am {os.getpid()}', flush=True); time.sleep(60)"
+        script = "import os, signal; print(f'I am {os.getpid()}', flush=True); signal.pause()"
         program = await programs.start("talking", sys.executable, "-c", script)
 
         def heard(line):
@@ -218,7 +218,7 @@ async def test_a_program_is_heard_killed_and_heard_again(tmp_path):
 async def test_a_program_that_says_nothing_is_not_waited_for_for_ever(tmp_path, clock, eventually):
     async def play():
         async with Programs.open(tmp_path, {}) as programs:
-            program = await programs.start("silent", sys.executable, "-c", "import time; time.sleep(60)")
+            program = await programs.start("silent", sys.executable, "-c", "import signal; signal.pause()")
             await program.said(lambda line: line or None, clock)
 
     playing = asyncio.create_task(play(), name="play")
@@ -229,9 +229,7 @@ async def test_a_program_that_says_nothing_is_not_waited_for_for_ever(tmp_path, 
 
 async def test_a_program_that_ignores_the_request_to_stop_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr("remora.cli.processes._STOP_SECONDS", 0.0)
-    script = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
-    )
+    script = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); signal.pause()"
     async with Programs.open(tmp_path, {}) as programs:
         program = await programs.start("deaf", sys.executable, "-c", script)
         await program.said(lambda line: line == "deaf" or None, SystemClock())
