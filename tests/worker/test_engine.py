@@ -52,7 +52,7 @@ class TestLife:
         said = lines(await worker.log(KEY))
         assert [line for line in said if not line.startswith("step")] == [
             "accepted SCRIPTED task task, attempt 1",
-            'the job exists: {"name":"task#1","arn":"arn:task#1"}',
+            "the job exists: name=task#1, arn=arn:task#1",
             said[-1],
         ]
         assert said[-1].startswith("the job ended SUCCEEDED after ")

@@ -118,7 +118,8 @@ class Driver:
         text = handle.model_dump_json()
         self._tries.pop(key, None)
         self._metrics.submit_seconds.labels(record.task_type).observe(self._clock.now() - record.created_at)
-        await self._ledger.say(key, f"the job exists: {handle.model_dump_json(exclude_defaults=True)}")
+        names = handle.model_dump(mode="json", exclude_defaults=True).items()
+        await self._ledger.say(key, f"the job exists: {', '.join(f'{name}={value}' for name, value in names)}")
         started = await self._ledger.change(key, lambda current, now: moves.running(current, text, now))
         if started is not None:
             self.go_on(started)
