@@ -94,7 +94,7 @@ class Process:
 class Simulator(Process):
     """The simulated SageMaker, with its control interface."""
 
-    def __init__(self, directory: Path, speed: float = 1.0) -> None:
+    def __init__(self, directory: Path) -> None:
         pipelines = directory / "pipelines"
         pipelines.mkdir()
         for name, steps in _PIPELINES.items():
@@ -106,7 +106,6 @@ class Simulator(Process):
             "simulator",
             "remora_sagemaker.simulator",
             *("--port", str(self.port)),
-            *("--speed", str(speed)),
             *("--pipelines", str(pipelines)),
         )
         eventually(lambda: "simulator ready" in self.text() or self.popen.poll() is not None, "the simulator")
@@ -117,6 +116,11 @@ class Simulator(Process):
         request = urllib.request.Request(f"{self.url}/_sim/{path}", data, method=method)
         with urllib.request.urlopen(request, timeout=40) as answer:
             return json.load(answer)
+
+    def begin(self, speed: float) -> None:
+        """Forget what was before."""
+        self.control("reset", method="POST")
+        self.control("clock", {"speed": speed})
 
     def advance(self, seconds: float) -> None:
         self.control("clock", {"advance": seconds})
@@ -286,12 +290,14 @@ class Worker(Served):
 class World:
     """What a test starts; all of it ends with the test."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, simulator: Simulator) -> None:
         self.directory = directory
+        self._simulator = simulator
         self._processes: list[Process] = []
 
     def simulator(self, speed: float = 1.0) -> Simulator:
-        return self._keep(Simulator(self.directory, speed))
+        self._simulator.begin(speed)
+        return self._simulator
 
     def scheduler(self, port: int = 0, lease: float = 2.0) -> Scheduler:
         return self._keep(Scheduler(self.directory, port or free_port(), lease))
@@ -314,9 +320,19 @@ class World:
             process.end()
 
 
+@pytest.fixture(scope="session")
+def _simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
+    """One process for all tests: it is reset before each."""
+    simulator = Simulator(tmp_path_factory.mktemp("simulator"))
+    try:
+        yield simulator
+    finally:
+        simulator.end()
+
+
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    world = World(tmp_path)
+def world(tmp_path: Path, _simulator: Simulator) -> Iterator[World]:
+    world = World(tmp_path, _simulator)
     try:
         yield world
     finally:
