@@ -31,8 +31,10 @@ def _blocking_guard() -> Iterator[list[str]]:
             calls.append(f"{func} blocks the event loop:\n{''.join(traceback.format_stack()[:-2])}")
 
     with pytest.MonkeyPatch.context() as patch, blockbuster_ctx([remora, remora_sagemaker, remora_example]) as guard:
-        # pytest copies each record of logging to a file of its own; what asyncio or gRPC log is not our doing.
+        # pytest copies each record of logging to a file of its own, and without a handler logging writes to standard
+        # error; what asyncio or gRPC log is not our doing.
         guard.functions["io.TextIOWrapper.write"].can_block_in("logging/__init__.py", "emit")
+        guard.functions["io.BufferedWriter.write"].can_block_in("logging/__init__.py", "flush")
         patch.setattr(blockbuster.blockbuster, "BlockingError", RecordedBlockingError)
         yield calls
 
