@@ -29,13 +29,15 @@ def start(directory, text, *arguments):
 def test_every_problem_of_a_configuration_is_named_at_once(tmp_path):
     code, said = start(
         tmp_path,
-        "resource.aws.access.key.id=<YOUR AWS ACCESS KEY>\nworker.capasity=5\nworker.drain.seconds=soon\n" + MINIMAL,
+        "resource.aws.access.key.id=<YOUR AWS ACCESS KEY>\nworker.capasity=5\nworker.drain.seconds=soon\nworker.doors=grcp\n"
+        + MINIMAL,
     )
     assert code == 3
     assert "resource.aws.access.key.id" in said
     assert "<YOUR AWS ACCESS KEY>" in said
     assert "worker.capasity is not a known key. Did you mean worker.capacity?" in said
     assert "worker.drain.seconds" in said
+    assert "worker.doors: grcp is not installed" in said
     assert "Traceback" not in said
 
 

@@ -20,7 +20,7 @@ from prometheus_client import start_http_server
 from pydantic import BaseModel
 
 import remora
-from remora.config import Properties, WorkerSettings
+from remora.config import Properties, Selection, WorkerSettings
 from remora.database import lock_directory
 from remora.door import Door, WorkerInfo
 from remora.engine import Engine, EngineSettings
@@ -56,9 +56,10 @@ def configure(properties: Properties) -> Configuration:
         ConfigurationError: with every problem that was found.
     """
     problems: list[str] = []
-    worker = _collect(problems, lambda: properties.settings(WorkerSettings)) or WorkerSettings.model_construct()
-    plugins = _collect(problems, lambda: installed_plugins(worker.plugins)) or {}
-    doors = _collect(problems, lambda: installed_doors(worker.doors)) or {}
+    worker = _collect(problems, lambda: properties.settings(WorkerSettings))
+    selection = worker or _collect(problems, lambda: properties.settings(Selection)) or Selection()
+    plugins = _collect(problems, lambda: installed_plugins(selection.plugins)) or {}
+    doors = _collect(problems, lambda: installed_doors(selection.doors)) or {}
     _collect(problems, lambda: _check_unknown(properties))
     chosen_plugins = {
         name: (plugin, settings)
@@ -70,7 +71,7 @@ def configure(properties: Properties) -> Configuration:
         for name, door in doors.items()
         if (settings := _collect(problems, partial(properties.settings, door.settings)))
     }
-    if problems:
+    if worker is None or problems:
         raise ConfigurationError(*dict.fromkeys(problems))
     return Configuration(worker=worker, plugins=chosen_plugins, doors=chosen_doors)
 

@@ -52,18 +52,23 @@ Pairs = Annotated[dict[str, str], BeforeValidator(_pairs)]
 """A mapping written as ``a=1, b=2``."""
 
 
-class WorkerSettings(BaseModel):
-    """The worker's own settings."""
+class Selection(BaseModel):
+    """What runs. Apart from the rest, so that a mistake there does not hide one here."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    doors: Names = Field(default=("grpc",), validation_alias="worker.doors")
+    plugins: Names | None = Field(default=None, validation_alias="worker.plugins")
+    """None is every plugin that is installed."""
+
+
+class WorkerSettings(Selection):
+    """The worker's own settings."""
 
     worker_id: str = Field(
         default_factory=socket.gethostname, validation_alias="worker.id", min_length=1, max_length=256
     )
     data_dir: Path = Field(default=Path("remora-data"), validation_alias="worker.data.dir")
-    doors: Names = Field(default=("grpc",), validation_alias="worker.doors")
-    plugins: Names | None = Field(default=None, validation_alias="worker.plugins")
-    """None is every plugin that is installed."""
     labels: Pairs = Field(default_factory=dict, validation_alias="worker.labels")
     capacity: int = Field(default=10_000, ge=1, validation_alias="worker.capacity")
     """Unfinished tasks."""

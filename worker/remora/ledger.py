@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, ValuesView
+from collections.abc import Callable
 
 import structlog
 
@@ -45,10 +45,6 @@ class Ledger:
     def get(self, key: TaskKey) -> TaskRecord | None:
         """Return an unfinished task, or None."""
         return self._live.get(key)
-
-    def values(self) -> ValuesView[TaskRecord]:
-        """Return all unfinished tasks."""
-        return self._live.values()
 
     def hold(self, record: TaskRecord) -> None:
         """Remember an unfinished task that is on disk."""
