@@ -29,8 +29,8 @@ def start(directory, text, *arguments):
 def test_every_problem_of_a_configuration_is_named_at_once(tmp_path):
     code, said = start(
         tmp_path,
-        "resource.aws.access.key.id=<YOUR AWS ACCESS KEY>\nworker.capasity=5\nworker.drain.seconds=soon\nworker.doors=grcp\n"
-        + MINIMAL,
+        "resource.aws.access.key.id=<YOUR AWS ACCESS KEY>\nworker.capasity=5\n"
+        f"worker.drain.seconds=soon\nworker.doors=grcp\n{MINIMAL}",
     )
     assert code == 3
     assert "resource.aws.access.key.id" in said
